@@ -1,0 +1,69 @@
+# make demo: train a tiny model and open demo/index.html.   make test: lint, types, layers, tests.
+# Each sets up its own environment in .venv. uv is used when it is installed, else pip.
+# Another torch (a GPU build, say): make TORCH=my-torch.txt demo, where the file holds one requirement line.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch-cpu.txt
+BIN    := $(VENV)/bin
+USE     = .make/demo-$(subst /,-,$(VENV))
+CHECK   = .make/test-$(subst /,-,$(VENV))
+
+.PHONY: help demo test lint types layers pytest format constraints clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "scratchformers needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "python cannot make environments here; on Debian: apt install python3-venv"; exit 2; }
+	@if command -v uv >/dev/null; then \
+	  UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+	  uv pip install --quiet --python $(BIN)/python -c $(TORCH) -c constraints.txt -e '$(EXTRAS)'; \
+	else $(BIN)/python -m pip install --quiet -c $(TORCH) -c constraints.txt -e '$(EXTRAS)'; fi
+	@mkdir -p .make && touch $@
+endef
+
+$(USE): EXTRAS = .
+$(USE): pyproject.toml constraints.txt $(TORCH)
+	$(install)
+
+$(CHECK): EXTRAS = .[dev,refs]
+$(CHECK): pyproject.toml constraints.txt $(TORCH)
+	$(install)
+
+demo: $(USE)
+	$(BIN)/scratchformers demo
+
+test: lint types layers pytest
+
+lint: $(CHECK)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(CHECK)
+	$(BIN)/pyrefly check
+
+layers: $(CHECK)
+	$(BIN)/lint-imports
+
+# Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
+pytest: $(CHECK)
+	$(BIN)/python -m pytest -n 2 -m "not unhooked" --jaxtyping-packages=scratchformers,beartype.beartype
+	$(BIN)/python -m pytest -m unhooked
+
+format: $(CHECK)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch and what its GPU builds bring stay out: which torch it is, is torch-cpu.txt's business.
+constraints:
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -c torch-cpu.txt --no-header \
+	  --no-annotate --no-emit-package torch --no-emit-package torchvision --quiet \
+	  | grep -vE '^(nvidia|cuda|triton)' > constraints.txt
+	echo "torchvision==0.28.0" >> constraints.txt
+
+clean:
+	rm -rf .venv .make demo

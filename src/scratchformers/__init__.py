@@ -1,0 +1,53 @@
+"""ScratchFormers: transformers implemented from scratch that one can read, prove and run.
+
+Names are imported when first used, so that `scratchformers --help` does not wait for torch.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scratchformers.generate import generate as generate
+    from scratchformers.models import load as load
+    from scratchformers.models.gpt2 import GPT2 as GPT2
+    from scratchformers.models.gpt2 import GPT2Config as GPT2Config
+    from scratchformers.tasks import Completer as Completer
+    from scratchformers.tasks import Completion as Completion
+    from scratchformers.text import load_tokenizer as load_tokenizer
+
+_HOME = {
+    "GPT2": "models.gpt2",
+    "GPT2Config": "models.gpt2",
+    "Completer": "tasks",
+    "Completion": "tasks",
+    "generate": "generate",
+    "load": "models",
+    "load_tokenizer": "text",
+}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'scratchformers' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"scratchformers.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds its name here; a public name that a file shares (`generate`) stays the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

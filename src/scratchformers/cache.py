@@ -1,0 +1,85 @@
+"""Keys and values of earlier tokens, so that a new token costs one token's work.
+
+The layers store; the cache knows what is padding and where each row stands. It is changed in place.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scratchformers.nn import CAUSAL, Mask, causal_mask, positions
+
+
+class DynamicLayer:
+    """Keys and values of one layer, (b, h, s, e) each, that grow by what is passed."""
+
+    def __init__(self):
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes the new tokens' keys and values, returns all of them."""
+        if self.k is not None and self.v is not None:
+            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+        self.k, self.v = k, v
+        return k, v
+
+    def reorder(self, rows: Int[Tensor, "b"]) -> None:
+        if self.k is not None and self.v is not None:
+            self.k, self.v = self.k[rows], self.v[rows]
+
+
+class Cache:
+    """Of `batch` rows and `depth` layers. `keep` (b, s) stays None while nothing is padded, `next` (b,) is each row's
+    next position, `empty` a Python bool."""
+
+    def __init__(self, batch: int, depth: int):
+        self.layers = [DynamicLayer() for _ in range(depth)]
+        self.keep: Tensor | None = None
+        self.next = torch.zeros(batch, dtype=torch.long)
+        self.columns = 0
+        self.empty = True
+
+    def reorder(self, rows: Int[Tensor, "b"]) -> None:
+        """Row i becomes what row rows[i] was."""
+        self.next, self.keep = self.next[rows], None if self.keep is None else self.keep[rows]
+        for layer in self.layers:
+            layer.reorder(rows)
+
+
+def place(
+    ids: Int[Tensor, "b t"], keep: Bool[Tensor, "b t"] | None, cache: Cache | None, *, length: int
+) -> tuple[Tensor, Mask]:
+    """Positions (b or 1, t) and mask of causal tokens that follow what `cache` holds.
+
+    Raises ValueError, before anything is changed, where a position would pass the model's `length`.
+    """
+    cache = Cache(len(ids), 0) if cache is None else cache
+    if len(ids) != len(cache.next):
+        raise ValueError(f"The cache was made for {len(cache.next)} rows and got {len(ids)}: make one for each batch.")
+    start, end = cache.columns, cache.columns + ids.shape[1]
+    column, following, seen = torch.arange(start, end, device=ids.device), cache.next.to(ids.device), None
+    if keep is None and cache.keep is None:
+        position, following = column[None], following + ids.shape[1]
+        mask = CAUSAL if cache.empty else None if end == start + 1 else causal_mask(ids.new_ones(1, end).bool(), column)
+    else:
+        now = torch.ones_like(ids, dtype=torch.bool) if keep is None else keep
+        earlier = now.new_ones(len(ids), start) if cache.keep is None else cache.keep
+        seen = torch.cat([earlier, now], dim=1)
+        position, following, mask = (
+            positions(now, following[:, None]),
+            following + now.sum(-1),
+            causal_mask(seen, column),
+        )
+    if end > length and position.max() >= length:  # a padded row may have more columns than positions
+        raise ValueError(f"{int(position.max()) + 1} tokens do not fit a model of {length} positions: pass fewer.")
+    cache.keep, cache.next, cache.columns, cache.empty = seen, following, end, False
+    return position, mask
+
+
+def last(x: Float[Tensor, "b t d"], keep: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b 1 d"]:
+    """The state of each row's last real token, which scores what follows the row."""
+    if keep is None:
+        return x[:, -1:]
+    column = torch.where(keep, torch.arange(keep.shape[1], device=keep.device), 0).amax(-1)
+    return x[torch.arange(len(x), device=x.device), column][:, None]

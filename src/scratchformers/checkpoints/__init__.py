@@ -1,0 +1,1 @@
+"""Published files and our tensors: read safely, translated both ways, saved again."""

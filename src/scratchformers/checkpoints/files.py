@@ -1,0 +1,114 @@
+"""Checkpoint files read safely and written so that a reader never meets half of one.
+
+Nothing read here can run code: safetensors holds no code, and pickles are opened with `weights_only`.
+"""
+
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Small files that travel with the weights as they are: what is needed to make text of ids again.
+ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+# Renaming over a file that is mapped fails on Windows, so there tensors are copied out of it.
+MAPPED = os.name != "nt"
+
+
+def find_weights(source: Path) -> Path:
+    """The weights file that `source`, a folder or the file itself, stands for."""
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} does not exist: expected a folder with {' or '.join(WEIGHTS)}.")
+    for name in WEIGHTS:
+        if (source / name).is_file():
+            return source / name
+    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(WEIGHTS)} in it.")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, memory-mapped: changing them does not change the file."""
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupted ({error}): fetch it again.") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    return tensors if MAPPED else {name: value.clone() for name, value in tensors.items()}
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        mapped = MAPPED and zipfile.is_zipfile(path)  # the older format cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} was refused, because it is no plain file of tensors: {reason}") from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or corrupted ({str(error).splitlines()[0]}): fetch it again.") from None
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds something other than named tensors: expected a state dict.")
+    return dict(content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected a JSON object.")
+    return content
+
+
+def read_assets(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ASSETS if (folder / name).is_file()}
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames: `path` is the old file or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o666 & ~_umask())
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As safetensors. The tensors may be views of the file that is replaced: its mapped bytes outlive its name."""
+    write_atomically(path, lambda file: save_file(dict(tensors), file, metadata={"format": "pt"}))

@@ -1,0 +1,152 @@
+"""Weight tables: a published checkpoint's tensors moved into our modules, and back, by rows a reader can check.
+
+A row is `(their name, our name[, how])`. A name may be a tensor's or a module's (its weight and its bias); `*` stands
+for the layer number. Several names on the left are stacked along the first axis, several on the right are cut from
+one tensor, in our shapes. `None` on the right drops a tensor on purpose. Rows that fill the same parameter are other
+names of it: the first is the one we save, and where a file holds both they must be equal.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Names = str | tuple[str, ...]
+
+
+class How(NamedTuple):
+    """What is done to a tensor on its way in, and undone on its way out."""
+
+    load: Callable[[Tensor], Tensor]
+    save: Callable[[Tensor], Tensor]
+
+
+def _flip(x: Tensor) -> Tensor:
+    return x.t() if x.ndim == 2 else x
+
+
+SAME = How(lambda x: x, lambda x: x)
+TRANSPOSED = How(_flip, _flip)  # a matrix stored (in, out); it stays so in memory, as a view: nothing is copied
+
+Row = tuple[Names, Names | None] | tuple[Names, Names | None, How]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One published form of a model: how to recognise it, its config both ways, its table."""
+
+    model_type: str  # as config.json says
+    rows: Sequence[Row]
+    read: Callable[[Mapping[str, Any]], Any]  # config.json -> our config
+    write: Callable[[Any], dict[str, Any]]  # our config -> config.json
+    signature: str  # a tensor that tells this layout where there is no config
+    prefix: str = ""  # may stand before the table's names, or not
+
+    def matches(self, config: Mapping[str, Any] | None, keys: Iterable[str]) -> bool:
+        if config is not None and "model_type" in config:
+            return config["model_type"] == self.model_type
+        return self.signature in {key.removeprefix(self.prefix) for key in keys}
+
+
+class Entry(NamedTuple):
+    """A row written out for one layer and one tensor."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    how: How
+
+
+def _tuple(names: Names | None) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else names
+
+
+def _pattern(name: str, suffix: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\*", r"(?P<n>\d+)") + rf"(?P<suffix>{suffix})")
+
+
+def entries(rows: Sequence[Row], ours: Iterable[str]) -> list[Entry]:
+    """The table written out for a model whose parameters are named `ours`."""
+    ours, found = list(ours), []
+    for left, right, *how in rows:
+        if right is None:
+            continue
+        pattern = _pattern(_tuple(right)[0], r"(?:\.weight|\.bias)?")
+        for name in ours:
+            if match := pattern.fullmatch(name):
+                number = match.groupdict().get("n") or ""
+                theirs, ours_ = (
+                    tuple(part.replace("*", number) + match["suffix"] for part in _tuple(side))
+                    for side in (left, right)
+                )
+                found.append(Entry(theirs, ours_, how[0] if how else SAME))
+    return found
+
+
+def _dropped(rows: Sequence[Row], keys: Iterable[str]) -> set[str]:
+    patterns = [_pattern(name, "") for left, right, *_ in rows if right is None for name in _tuple(left)]
+    return {key for key in keys if any(pattern.fullmatch(key) for pattern in patterns)}
+
+
+def _convert(
+    entry: Entry, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    parts = [entry.how.load(tensors[name]) for name in entry.theirs]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(entry.ours) == 1:
+        yield entry.ours[0], whole
+        return
+    sizes = [shapes[name][0] for name in entry.ours]
+    if whole.ndim == 0 or sum(sizes) != len(whole):  # leave it whole: its shape is reported with all the others
+        yield entry.ours[0], whole
+        return
+    yield from zip(entry.ours, whole.split(sizes))
+
+
+def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """A file's tensors under our names, as views where possible.
+
+    Raises ValueError that lists every missing, unknown, contradictory and wrongly shaped tensor.
+    """
+    twice = sorted(key for key in tensors if layout.prefix and layout.prefix + key in tensors)
+    wrong = [f"{key} stands in the file with and without '{layout.prefix}'" for key in twice]
+    tensors = {key.removeprefix(layout.prefix): value for key, value in tensors.items()}
+    out: dict[str, Tensor] = {}
+    used = _dropped(layout.rows, tensors)
+    for entry in entries(layout.rows, shapes):
+        if not all(name in tensors for name in entry.theirs):
+            continue
+        used.update(entry.theirs)
+        for name, value in _convert(entry, tensors, shapes):
+            source = " + ".join(entry.theirs)
+            if value.shape != shapes[name]:
+                wrong.append(f"{source} has shape {list(value.shape)}, expected {list(shapes[name])}")
+            elif name in out and not (value is out[name] or torch.equal(value, out[name])):
+                wrong.append(f"{source} differs from another tensor of the file that should be the same")
+            out.setdefault(name, value)
+    back = {name: entry.theirs for entry in reversed(entries(layout.rows, shapes)) for name in entry.ours}
+    missing = sorted({" + ".join(back.get(name, (name,))) for name in shapes if name not in out})
+    unknown = sorted(tensors.keys() - used)
+    found = {"missing": missing, "unknown": unknown, "wrong": wrong}
+    if any(found.values()):
+        said = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names)
+        raise ValueError(f"The tensors are not those of a {layout.model_type} model of this configuration. {said}.")
+    return out
+
+
+def save(layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the published names, contiguous: `load` undone."""
+    out: dict[str, Tensor] = {}
+    saved: set[str] = set()
+    for entry in entries(layout.rows, ours):
+        if saved.issuperset(entry.ours):
+            continue  # another name of what is already there
+        whole = torch.cat([ours[name] for name in entry.ours]) if len(entry.ours) > 1 else ours[entry.ours[0]]
+        parts = whole.chunk(len(entry.theirs)) if len(entry.theirs) > 1 else [whole]
+        out.update((name, entry.how.save(part).contiguous()) for name, part in zip(entry.theirs, parts))
+        saved.update(entry.ours)
+    if lost := sorted(ours.keys() - saved):
+        raise AssertionError(f"no row of the {layout.model_type} table saves {lost}")
+    return out

@@ -1,0 +1,75 @@
+"""What people ask a model for: text in, answers out. A list in gives a list out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+
+from scratchformers import models
+from scratchformers.generate import generate
+from scratchformers.text import TextTokenizer, load_tokenizer
+
+DEFAULT_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`text` and `ids` are what was written after the prompt; the end token is in neither."""
+
+    text: str
+    ids: list[int]
+    reason: Literal["end", "length"]
+
+
+class Completer:
+    """Continues text: `Completer.from_pretrained(source)("Once upon a time")`."""
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer):
+        if tokenizer.vocab > model.config.vocab:
+            sizes = f"The tokeniser has {tokenizer.vocab} ids and the model {model.config.vocab}"
+            raise ValueError(f"{sizes}: they do not belong together.")
+        self.model, self.tokenizer = model, tokenizer
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """`options` are those of `load`."""
+        return cls(models.load(source, **options), load_tokenizer(source))
+
+    @overload
+    def __call__(self, prompt: str, **sampling: Any) -> Completion: ...
+    @overload
+    def __call__(self, prompt: Sequence[str], **sampling: Any) -> list[Completion]: ...
+    def __call__(self, prompt: Any, **sampling: Any) -> Any:
+        """Continues one prompt, or each of a list.
+
+        sampling: max_new_tokens (default: the smaller of 64 and the room left), temperature, top_k, top_p as
+        `generate` takes them, and `seed`, which makes drawing repeatable.
+        """
+        answers = self._complete([prompt] if isinstance(prompt, str) else list(prompt), **sampling)
+        return answers[0] if isinstance(prompt, str) else answers
+
+    def _complete(
+        self, prompts: list[str], *, max_new_tokens: int | None = None, seed: int | None = None, **settings: Any
+    ) -> list[Completion]:
+        if not prompts:
+            return []
+        rows = [self.tokenizer.encode(text) for text in prompts]
+        for text, row in zip(prompts, rows):
+            if not row:
+                raise ValueError(f"The prompt {text!r} has no tokens: write at least one character.")
+        longest = max(map(len, rows))
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, self.model.config.length - longest))
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+        keep = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        out = generate(self.model, ids, keep=keep, max_new_tokens=max_new_tokens, generator=generator, **settings)
+        return [self._answer(row[longest:].tolist()) for row in out]
+
+    def _answer(self, ids: list[int]) -> Completion:
+        ends = [i for i, token in enumerate(ids) if token in self.model.generation.end]
+        ids, reason = (ids[: ends[0]], "end") if ends else (ids, "length")
+        return Completion(self.tokenizer.decode(ids), ids, reason)

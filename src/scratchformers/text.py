@@ -1,0 +1,112 @@
+"""Text to ids and back. The work is the `tokenizers` library's; what is here is which files make which tokeniser.
+
+A tokeniser of ours never truncates and never pads, whatever its file asks for: both are the caller's business.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+END = "<|endoftext|>"
+CHUNK = 1 << 20  # characters encoded at once
+
+
+class TextTokenizer:
+    """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name."""
+
+    def __init__(self, tokenizer: Tokenizer, files: dict[str, bytes] | None = None):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.files = files or {"tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8")}
+        self.alphabet = _alphabet(tokenizer)
+
+    @property
+    def vocab(self) -> int:
+        """How many ids there are: the largest one, plus 1."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends a text, if there is one."""
+        return self.tokenizer.token_to_id(END)
+
+    def encode(self, text: str) -> list[int]:
+        """All of the text's ids, with the special tokens its file adds. A character without an id is a ValueError."""
+        if self.alphabet is not None and (strange := sorted(set(text.replace(END, "")) - self.alphabet)):
+            shown = ", ".join(repr(character) for character in strange[:8])
+            raise ValueError(
+                f"This tokeniser has no id for {shown}: it knows the {len(self.alphabet)} characters it was made of."
+            )
+        return self.tokenizer.encode(text).ids
+
+    def encode_long(self, text: str) -> Iterator[list[int]]:
+        """`encode` in pieces, for texts whose encoding as a whole would not fit in memory."""
+        return (self.encode(piece) for piece in pieces(text, CHUNK))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def pieces(text: str, size: int) -> Iterator[str]:
+    """The text cut into pieces of about `size` characters, where white space follows something else: there byte-level
+    BPE never has a token that straddles the cut."""
+    start = 0
+    while start < len(text):
+        stop = start + size
+        while stop < len(text) and not (text[stop].isspace() and not text[stop - 1].isspace()):
+            stop += 1
+        yield text[start:stop]
+        start = stop
+
+
+def _alphabet(tokenizer: Tokenizer) -> frozenset[str] | None:
+    """The characters of a tokeniser that knows nothing else and drops what it does not know; None for all others."""
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
+    plain = model.get("type") == "BPE" and not model.get("merges") and not content.get("pre_tokenizer")
+    return frozenset(name for name in model["vocab"] if len(name) == 1) if plain else None
+
+
+def characters(texts: Iterable[str], *, end: bool = False) -> TextTokenizer:
+    """A token for every character that occurs, by code point; with `end`, one more that ends a text."""
+    found = sorted(set().union(*texts))
+    if not found:
+        raise ValueError("The text is empty: there is no character to make a token of.")
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(found)}, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    if end:
+        tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    return TextTokenizer(tokenizer)
+
+
+def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
+    """GPT-2's own tokeniser (section 2.2 of its paper), from vocab.json and merges.txt."""
+    try:
+        model = models.BPE.from_file(str(vocab), str(merges))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{vocab} and {merges.name} are no byte-level BPE ({error}).") from None
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if tokenizer.token_to_id(END) is not None:
+        tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})
+
+
+def load_tokenizer(source: str | Path) -> TextTokenizer:
+    """From a folder with tokenizer.json, or with vocab.json and merges.txt, or from a tokenizer.json itself."""
+    source = Path(source)
+    file = source / "tokenizer.json" if source.is_dir() else source
+    vocab, merges = source / "vocab.json", source / "merges.txt"
+    if file.is_file():
+        try:
+            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{file} is no tokeniser ({error}).") from None
+        return TextTokenizer(tokenizer, {"tokenizer.json": file.read_bytes()})
+    if vocab.is_file() and merges.is_file():
+        return byte_level_bpe(vocab, merges)
+    raise FileNotFoundError(f"{source} holds no tokeniser: expected tokenizer.json, or vocab.json and merges.txt.")
