@@ -49,9 +49,12 @@ types: $(CHECK)
 layers: $(CHECK)
 	$(BIN)/lint-imports
 
+# The modules whose signatures name shapes.
+SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.models,scratchformers.generate
+
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)
-	$(BIN)/python -m pytest -n 2 -m "not unhooked" --jaxtyping-packages=scratchformers,beartype.beartype
+	$(BIN)/python -m pytest -n 2 -m "not unhooked" --jaxtyping-packages=$(SHAPED),beartype.beartype
 	$(BIN)/python -m pytest -m unhooked
 
 format: $(CHECK)

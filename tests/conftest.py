@@ -1,8 +1,26 @@
-"""Before anything imports transformers: torchvision's PyPI build asks for CUDA operators that CPU torch does not have.
-Declaring their schemas lets both be imported; the operators themselves stay unavailable and no test calls them."""
+import sys
 
+import pytest
 import torch
 
-_vision = torch.library.Library("torchvision", "FRAGMENT")
-for _schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor x) -> Tensor"):
-    _vision.define(_schema)
+sys.path.insert(0, __file__.rpartition("conftest.py")[0])
+import reference  # before anything imports transformers
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A GPT-2 of transformers in float64, scrambled, and the folder it was saved to."""
+    model = reference.scrambled()
+    folder = tmp_path_factory.mktemp("published")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture
+def model(published):
+    """Ours, loaded from that folder, in float64."""
+    import scratchformers as sf
+
+    return sf.load(published[1], dtype=torch.float64)

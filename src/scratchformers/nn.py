@@ -141,7 +141,7 @@ def padding_mask(keep: Bool[Tensor, "b s"] | None) -> Bool[Tensor, "b 1 1 s"] | 
 def causal_mask(keep: Bool[Tensor, "b s"], column: Int[Tensor, "t"]) -> Bool[Tensor, "b 1 t s"]:
     """The query standing at `column` sees the real keys at or before it: with padding, a cache, a prompt in pieces."""
     past = torch.arange(keep.shape[-1], device=keep.device) <= column[:, None]
-    return past & padding_mask(keep)
+    return past & rearrange(keep, "b s -> b 1 1 s")
 
 
 def clear_padding(x: Float[Tensor, "b t d"], keep: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b t d"]:

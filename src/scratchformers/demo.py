@@ -1,0 +1,94 @@
+"""`make demo`: each model learns something small while one watches, and a page shows what it learnt.
+
+Needs no network and no data but what comes with Python.
+"""
+
+import base64
+import html
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from scratchformers.checkpoints import files
+from scratchformers.tasks import Completer
+from scratchformers.training.loop import Run
+from scratchformers.training.runs import Request, open_run
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ScratchFormers: the demo</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+img {{ max-width: 100%; height: auto; }}
+pre {{ background: #f4f4f2; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 4px; }}
+pre b {{ color: #a33; font-weight: 600; }}
+code {{ background: #f4f4f2; padding: 0 .2rem; }}
+table {{ border-collapse: collapse; }}
+td {{ padding: .1rem 1rem .1rem 0; }}
+</style>
+<h1>ScratchFormers: the demo</h1>
+<p>Everything on this page was made by this machine a moment ago, by transformers written from scratch.</p>
+{sections}
+</html>
+"""
+
+
+def demo(out: Path, show: Callable[[Run], None]) -> Path:
+    """Trains each model of `SECTIONS` below `out`, each run iterated by `show`, and writes out/index.html, which needs
+    nothing beside it."""
+    if (out / "index.html").is_dir() or out.is_file():
+        raise ValueError(f"{out} is no folder to write a page into: choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    page = PAGE.format(sections="\n".join(section(out, show) for section in SECTIONS))
+    files.write_bytes(out / "index.html", page.encode("utf-8"))
+    return out / "index.html"
+
+
+def gpt2(out: Path, show: Callable[[Run], None]) -> str:
+    """A tiny GPT-2 on the reference pages that `help()` shows, letter by letter."""
+    from pydoc_data.topics import topics
+
+    data, folder = out / "data" / "python-topics.txt", out / "gpt2"
+    files.write_bytes(data, "\n\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))
+    if (folder / "log.jsonl").is_file():  # an earlier demo
+        shutil.rmtree(folder)
+    print("GPT-2 learns to write like Python's own reference, one character at a time.")
+    run, _ = open_run(Request("gpt2", folder, data))
+    before = run.task.sample(run.task.model)
+    show(run)
+    after = run.task.sample(run.task.model)
+    completer = Completer.from_pretrained(folder / "model")
+    prompts = ["The function returns ", "class ", "If the argument is "]
+    answers = completer(prompts, max_new_tokens=100, temperature=0.7, seed=1)
+    facts = {
+        "text": f"the language reference that comes with Python, {data.stat().st_size:,} bytes",
+        "model": f"{sum(p.numel() for p in run.task.model.parameters()):,} parameters, {run.task.model.config.depth} "
+        f"blocks of {run.task.model.config.heads} heads, {run.task.model.config.length} characters of context",
+        "training": f"{run.settings.steps} steps of {run.settings.batch} windows on {run.device}",
+        "validation loss": f"{run.best:.3f} nats a character; knowing nothing costs {run.task.trivial:.3f}",
+    }
+    continued = "\n\n".join(f"<b>{html.escape(p)}</b>{html.escape(a.text)}" for p, a in zip(prompts, answers))
+    return f"""<h2>GPT-2</h2>
+<p>It read a text and learnt, at every character, which one comes next. Nobody told it what a word is.</p>
+{_table(facts)}
+<p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
+<h3>What it wrote before the first step</h3><pre>{html.escape(before)}</pre>
+<h3>After the last step</h3><pre>{html.escape(after)}</pre>
+<h3>Continuing a few beginnings (in red)</h3><pre>{continued}</pre>
+<p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own text:
+<code>scratchformers train gpt2 --data book.txt --out runs/book</code>, then
+<code>scratchformers complete "Once" --model runs/book/model</code>.</p>"""
+
+
+def _table(facts: dict[str, str]) -> str:
+    rows = (f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _picture(path: Path, what: str) -> str:
+    return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2,)

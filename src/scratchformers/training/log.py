@@ -1,0 +1,77 @@
+"""log.jsonl, one JSON object a line, and the picture drawn of it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from scratchformers.checkpoints.files import write_atomically
+
+Record = dict[str, Any]
+
+
+class Log:
+    """Appends whole lines. Opened at a step, it forgets what was logged after it, and a line that was torn."""
+
+    def __init__(self, path: Path, *, after: int = 0):
+        self.path = path
+        records = [record for record in read(path) if record["step"] <= after] if after else []
+        write_atomically(path, lambda file: file.write_text("".join(map(_line, records)), "utf-8", newline="\n"))
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, record: Record) -> None:
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """On disk, before a checkpoint says that these steps are done."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a log; what follows a torn line, if anything, is not believed."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not line.endswith("\n"):
+            break
+        records.append(record)
+    return records
+
+
+def draw(path: Path, picture: Path, *, trivial: float | None = None, title: str = "") -> None:
+    """The loss of every step, its running mean, the validation losses, and the loss of knowing nothing."""
+    import matplotlib.figure
+
+    records = read(path)
+    steps = [record for record in records if "loss" in record]
+    valid = [record for record in records if "valid_loss" in record]
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    x, loss = [record["step"] for record in steps], [record["loss"] for record in steps]
+    axes.plot(x, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axes.plot(x, _running_mean(loss, max(1, len(loss) // 50)), color="tab:blue", label="training, running mean")
+    axes.plot(
+        [record["step"] for record in valid], [record["valid_loss"] for record in valid],
+        color="tab:red", marker="o", markersize=4, label="validation",
+    )  # fmt: skip
+    if trivial is not None:
+        axes.axhline(trivial, color="grey", linestyle=":", label=f"knowing nothing: {trivial:.2f}")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.legend()
+    write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def _running_mean(values: list[float], width: int) -> list[float]:
+    return [math.fsum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]

@@ -1,0 +1,83 @@
+"""Everything a run needs to go on as if it had not stopped.
+
+A checkpoint is a folder `step-N`: `state.safetensors` with flat names (`model.<name>`, `optimizer.<parameter>.exp_avg`,
+`random.cpu`), so that processes that hold a part each can write the same names, and `state.json` with the rest. It is
+written under another name and renamed, so that a folder called step-N is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scratchformers.checkpoints import files
+
+KEPT = 2  # checkpoints; the one before the last is there in case the last is damaged
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rest: dict[str, Any]) -> None:
+    """Writes `folder/step-N` and removes all but the newest two."""
+    temporary, final = folder / f".step-{step}.tmp", folder / f"step-{step}"
+    for old in (temporary, final):
+        shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files.write_tensors(temporary / "state.safetensors", _tensors(model, optimizer))
+    files.write_json(temporary / "state.json", {"step": step, **rest})
+    os.replace(temporary, final)
+    _sync(folder)
+    for number in sorted(_steps(folder))[:-KEPT]:
+        shutil.rmtree(folder / f"step-{number}", ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "nt":  # a folder cannot be opened there
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def _steps(folder: Path) -> Iterator[int]:
+    for path in folder.glob("step-*"):
+        if path.name.removeprefix("step-").isdigit():
+            yield int(path.name.removeprefix("step-"))
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest checkpoint that can be read, as its JSON and its tensors; None if there is none."""
+    for step in sorted(_steps(folder), reverse=True):
+        path = folder / f"step-{step}"
+        try:
+            return json.loads((path / "state.json").read_text("utf-8")), files.read_tensors(path / "state.safetensors")
+        except (ValueError, FileNotFoundError):
+            continue
+    return None
+
+
+def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights, optimiser and random states back, by copying: memory mapped from a file may be aligned otherwise,
+    and other alignment can mean other rounding."""
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        on_device = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in found.items()}
+        optimizer.state[parameter] = on_device
+    torch.set_rng_state(tensors["random.cpu"].clone())
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"].clone())

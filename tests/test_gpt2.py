@@ -1,0 +1,245 @@
+"""GPT-2 against transformers on scrambled weights in float64, and every path against the plain one."""
+
+import copy
+
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+import scratchformers as sf
+from scratchformers.generate import evaluating
+
+TINY = sf.GPT2Config(vocab=31, length=17, dim=20, depth=2, heads=2, dropout=0.0)
+
+
+def close(a, b, atol=1e-10):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def test_logits_are_the_references_in_float64(published, model):
+    ids = reference.ids(3, 47)
+    close(model(ids), published[0](ids).logits)
+
+
+def test_logits_are_the_references_in_float32(published):
+    """1e-4 of logits that spread over tens: float32 itself, in another order of additions."""
+    theirs, folder = published
+    ours, ids = sf.load(folder), reference.ids(3, 47)
+    assert ours.token.weight.dtype == torch.float32
+    close(ours(ids), copy.deepcopy(theirs).float()(ids).logits, atol=1e-4)
+
+
+def test_hidden_states_are_the_references(published, model):
+    ids = reference.ids(2, 11)
+    close(model.encode(ids), published[0].transformer(ids).last_hidden_state)
+
+
+def padded(rows, side):
+    """Rows of unequal length as one batch: ids, keep."""
+    length = max(map(len, rows))
+    ids, keep = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, place], keep[i, place] = row, True
+    return ids, keep
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_is_the_row_alone(model, side):
+    rows = [reference.ids(1, n, seed=n)[0] for n in (1, 5, 13, 29)]
+    ids, keep = padded(rows, side)
+    logits = model(ids, keep=keep)
+    for i, row in enumerate(rows):
+        close(logits[i][keep[i]], model(row[None])[0], atol=1e-12)
+    assert torch.equal(model(torch.where(keep, ids, 96), keep=keep), logits), "what stands at padding must not matter"
+    assert (model.encode(ids, keep=keep)[~keep] == 0).all()
+
+
+def test_a_fully_padded_row_is_zero_and_has_finite_gradients(model):
+    keep = torch.tensor([[True] * 5, [False] * 5])
+    logits = model.train()(reference.ids(2, 5), keep=keep)
+    assert (logits[1] == 0).all()
+    logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_batch_is_its_rows(model):
+    ids = reference.ids(5, 11)
+    close(model(ids), torch.cat([model(row[None]) for row in ids]), atol=1e-12)
+
+
+def test_changing_a_token_leaves_what_is_before_it_bit_identical(model):
+    ids = reference.ids(1, 23)
+    before = model(ids)
+    for t in (0, 1, 11, 22):
+        changed = ids.clone()
+        changed[0, t] = (ids[0, t] + 1) % 97
+        after = model(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert (after[:, t:] != before[:, t:]).any(-1).all()
+
+
+def test_cached_is_uncached_for_every_cut_of_the_prompt(model):
+    ids = reference.ids(2, 13)
+    plain = model(ids)
+    for cut in range(1, 13):
+        cache = model.new_cache(2)
+        assert cache.empty
+        parts = [model(ids[:, :cut], cache=cache), model(ids[:, cut:], cache=cache)]
+        assert not cache.empty
+        close(torch.cat(parts, dim=1), plain, atol=1e-12)
+    cache = model.new_cache(2)
+    close(torch.cat([model(ids[:, t : t + 1], cache=cache) for t in range(13)], dim=1), plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cached_is_uncached_with_padding(model, side):
+    """Also where padding ends up between a row's tokens: right-padded prompts that were continued."""
+    rows = [reference.ids(1, n, seed=n)[0] for n in (2, 5, 9)]
+    ids, keep = padded(rows, side)
+    more = reference.ids(3, 4, seed=9)
+    for cut in range(1, 9):
+        cache = model.new_cache(3)
+        first = model(ids[:, :cut], keep=keep[:, :cut], cache=cache)
+        second = model(ids[:, cut:], keep=keep[:, cut:], cache=cache)
+        third = model(more, cache=cache)
+        for i, row in enumerate(rows):
+            alone = model(torch.cat([row, more[i]])[None])[0]
+            kept = torch.cat([first[i][keep[i, :cut]], second[i][keep[i, cut:]], third[i]])
+            close(kept, alone, atol=1e-12)
+        assert cache.next.tolist() == [len(row) + 4 for row in rows]
+
+
+def test_padding_that_comes_after_an_unpadded_prompt(model):
+    ids = reference.ids(2, 9)
+    keep = torch.tensor([[True] * 4, [True, False, True, False]])
+    cache = model.new_cache(2)
+    model(ids[:, :5], cache=cache)
+    logits = model(ids[:, 5:], keep=keep, cache=cache)
+    alone = torch.cat([ids[1, :5], ids[1, 5:][keep[1]]])[None]
+    close(logits[1][keep[1]], model(alone)[0, 5:], atol=1e-12)
+    close(logits[0], model(ids[:1])[0, 5:], atol=1e-12)
+
+
+def test_a_cache_can_be_reordered(model):
+    rows = [reference.ids(1, n, seed=n)[0] for n in (2, 5, 9)]
+    ids, keep = padded(rows, "left")
+    cache, order = model.new_cache(3), torch.tensor([2, 0, 0])
+    model(ids, keep=keep, cache=cache)
+    cache.reorder(order)
+    more = reference.ids(3, 2, seed=5)
+    logits = model(more, cache=cache)
+    for i, j in enumerate(order.tolist()):
+        close(logits[i], model(torch.cat([rows[j], more[i]])[None])[0, -2:], atol=1e-12)
+
+
+def test_more_tokens_than_positions_are_refused_and_change_nothing(model):
+    with pytest.raises(ValueError, match="54 tokens do not fit a model of 53 positions"):
+        model(reference.ids(1, 54))
+    cache = model.new_cache(1)
+    ids = reference.ids(1, 53)
+    model(ids[:, :50], cache=cache)
+    with pytest.raises(ValueError, match="54 tokens"):
+        model(ids[:, :4], cache=cache)
+    close(model(ids[:, 50:], cache=cache), model(ids)[:, 50:], atol=1e-12)
+    keep = torch.ones(1, 60, dtype=torch.bool)
+    keep[:, :7] = False  # 60 columns, 53 tokens: it fits
+    close(model(reference.ids(1, 60), keep=keep)[:, 7:], model(reference.ids(1, 60)[:, 7:]), atol=1e-12)
+
+
+def test_a_cache_of_another_batch_is_refused(model):
+    with pytest.raises(ValueError, match="made for 2 rows and got 3"):
+        model(reference.ids(3, 4), cache=model.new_cache(2))
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("padding", [False, True])
+def test_compiled_is_eager(padding):
+    """One graph without a break. The backend runs the traced graph itself, so that no C compiler is needed."""
+    model = sf.GPT2(sf.GPT2Config(vocab=31, length=17, dim=20, depth=2, heads=2)).double().eval()
+    ids = torch.randint(31, (2, 11))
+    keep = torch.ones(2, 11, dtype=torch.bool)
+    keep[1, :4], keep[0] = False, not padding
+    keep[0, -1] = True
+    arguments = {"keep": keep} if padding else {}
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    close(compiled(ids, **arguments), model(ids, **arguments), atol=1e-12)
+    torch._dynamo.reset()
+
+
+def test_published_sizes():
+    """Parameter counts as OpenAI's repository and transformers give them, the tied table counted once."""
+    counts = {"gpt2": 124439808, "gpt2-medium": 354823168, "gpt2-large": 774030080, "gpt2-xl": 1557611200}
+    for name, count in counts.items():
+        with torch.device("meta"):
+            model = sf.GPT2.from_preset(name)
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+    with pytest.raises(ValueError, match="no preset 'gpt-2': expected one of gpt2, gpt2-medium"):
+        sf.GPT2.from_preset("gpt-2")
+
+
+@pytest.mark.unhooked  # the hook would refuse a wrong type before we do
+def test_configs_are_checked_when_made():
+    for changes, said in (
+        ({"dim": 0}, "dim is 0: expected a positive integer"),
+        ({"depth": 2.5}, "depth is 2.5"),
+        ({"heads": True}, "heads is True"),
+        ({"dropout": 1.0}, "dropout is 1.0: expected 0 <= dropout < 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sf.GPT2Config(**changes)
+    with pytest.raises(ValueError, match="7 heads do not divide a width of 20"):
+        sf.GPT2(sf.GPT2Config(dim=20, heads=7, depth=1, vocab=5, length=5))
+    with pytest.raises(TypeError):
+        sf.GPT2Config(hiden=3)
+
+
+def test_it_learns_one_batch_by_heart_and_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    model, ids = sf.GPT2(TINY), torch.randint(31, (4, 18))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss():
+        return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+    first = loss()
+    first.backward()
+    assert abs(first.detach() - torch.tensor(31.0).log()) < 0.1, "an untrained model knows nothing"
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).any(), name
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss() < 0.05
+
+
+def test_dropout_acts_in_training_and_not_in_evaluation():
+    model = sf.GPT2(sf.GPT2Config(vocab=31, length=17, dim=20, depth=2, heads=2, dropout=0.5))
+    ids = torch.randint(31, (2, 9))
+    model.eval()
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+    # At each of its places on its own: the embedding, the attention weights, both residual branches.
+    with evaluating(model):
+        plain = model(ids)
+        for module in (model, model.blocks[0], model.blocks[0].attention):
+            module.training = True
+            for child in module.children():
+                child.training = isinstance(child, torch.nn.Dropout)
+            assert not torch.equal(model(ids), plain)
+            model.eval()
+
+
+def test_evaluating_puts_every_module_back():
+    model = sf.GPT2(TINY).train()
+    model.blocks[0].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert model.training
+    assert model.blocks[1].training
+    assert not model.blocks[0].attention.training
