@@ -67,9 +67,9 @@ def generate(
     Raises ValueError before any work if the arguments do not fit each other or the model.
     """
     stop = model.generation.end if stop is None else tuple(stop)
-    keep = None if keep is None or bool(keep.all()) else keep
     _check_sampling(temperature, top_k, top_p)
     _check_room(model.config, ids, keep, max_new_tokens)
+    keep = None if keep is None or bool(keep.all()) else keep
     fill = model.generation.pad if model.generation.pad is not None else stop[0] if stop else 0
     ends = torch.tensor(stop, dtype=torch.long, device=ids.device)
     with evaluating(model):

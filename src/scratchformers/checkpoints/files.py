@@ -55,13 +55,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         mapped = MAPPED and zipfile.is_zipfile(path)  # the older format cannot be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} was refused, because it is no plain file of tensors: {reason}") from None
+        raise ValueError(f"{path} was refused, because it is no plain file of tensors: {_first_line(error)}") from None
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or corrupted ({str(error).splitlines()[0]}): fetch it again.") from None
+        raise ValueError(f"{path} is truncated or corrupted ({_first_line(error)}): fetch it again.") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds something other than named tensors: expected a state dict.")
     return dict(content)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ names of it: the first is the one we save, and where a file holds both they must
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,19 +90,12 @@ def _dropped(rows: Sequence[Row], keys: Iterable[str]) -> set[str]:
     return {key for key in keys if any(pattern.fullmatch(key) for pattern in patterns)}
 
 
-def _convert(
-    entry: Entry, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
+def _convert(entry: Entry, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[Tensor]:
+    """The parts that fill `entry.ours`; where the whole cannot be cut so, the whole, whose shape is then an error."""
     parts = [entry.how.load(tensors[name]) for name in entry.theirs]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if len(entry.ours) == 1:
-        yield entry.ours[0], whole
-        return
     sizes = [shapes[name][0] for name in entry.ours]
-    if whole.ndim == 0 or sum(sizes) != len(whole):  # leave it whole: its shape is reported with all the others
-        yield entry.ours[0], whole
-        return
-    yield from zip(entry.ours, whole.split(sizes))
+    return list(whole.split(sizes)) if len(sizes) > 1 and whole.ndim and sum(sizes) == len(whole) else [whole]
 
 
 def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -119,11 +112,13 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
         if not all(name in tensors for name in entry.theirs):
             continue
         used.update(entry.theirs)
-        for name, value in _convert(entry, tensors, shapes):
-            source = " + ".join(entry.theirs)
-            if value.shape != shapes[name]:
-                wrong.append(f"{source} has shape {list(value.shape)}, expected {list(shapes[name])}")
-            elif name in out and not (value is out[name] or torch.equal(value, out[name])):
+        source, values = " + ".join(entry.theirs), _convert(entry, tensors, shapes)
+        expected = [shapes[name] for name in entry.ours]
+        if [value.shape for value in values] != expected:
+            wrong.append(f"{source} has shape {list(values[0].shape)}, expected {_whole_shape(expected)}")
+            values = [torch.empty(shape, device="meta") for shape in expected]  # not missing, but wrong
+        for name, value in zip(entry.ours, values):
+            if name in out and not (value is out[name] or torch.equal(value, out[name])):
                 wrong.append(f"{source} differs from another tensor of the file that should be the same")
             out.setdefault(name, value)
     back = {name: entry.theirs for entry in reversed(entries(layout.rows, shapes)) for name in entry.ours}
@@ -134,6 +129,10 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
         said = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in found.items() if names)
         raise ValueError(f"The tensors are not those of a {layout.model_type} model of this configuration. {said}.")
     return out
+
+
+def _whole_shape(parts: Sequence[torch.Size]) -> list[int]:
+    return [sum(part[0] for part in parts), *parts[0][1:]]
 
 
 def save(layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

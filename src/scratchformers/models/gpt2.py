@@ -130,12 +130,13 @@ def read(published: Mapping[str, Any]) -> GPT2Config:
     """config.json of transformers to ours. Raises ValueError where it asks for another model than this page's."""
     if missing := [name for name in NAMES.values() if name not in published]:
         raise ValueError(f"config.json does not say {', '.join(missing)}.")
-    expected = {**FIXED, "n_inner": (None, 4 * published["n_embd"])}
+    sizes = {ours: published[theirs] for ours, theirs in NAMES.items()}
+    config = GPT2Config(**sizes, dropout=published.get("resid_pdrop", 0.1))
+    expected = {**FIXED, "n_inner": (None, 4 * config.dim)}
     for name, values in expected.items():
         if published.get(name, values[0]) not in values:
             raise ValueError(f"config.json says {name} {published[name]!r}: this GPT-2 is written for {values[0]!r}.")
-    sizes = {ours: published[theirs] for ours, theirs in NAMES.items()}
-    return GPT2Config(**sizes, dropout=published.get("resid_pdrop", 0.1))
+    return config
 
 
 def write(config: GPT2Config) -> dict[str, Any]:
