@@ -39,14 +39,12 @@ def _line(record: Record) -> str:
 def read(path: Path) -> list[Record]:
     """The records of a log; what follows a torn line, if anything, is not believed."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
+    content = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in content.split("\n")[:-1]:  # not splitlines, which also splits at characters JSON leaves as they are
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if not line.endswith("\n"):
-            break
-        records.append(record)
     return records
 
 
