@@ -172,7 +172,7 @@ def show(run: Any) -> None:
             if "valid_loss" in record:
                 best = " (best so far)" if record["best"] else ""
                 console.print(f"step {record['step']}: validation loss {record['valid_loss']:.4f}{best}")
-                console.print(_indented(record["sample"]))
+                console.print(_indented(record["sample"]), soft_wrap=True)
 
 
 def _indented(text: str) -> str:

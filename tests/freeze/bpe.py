@@ -25,7 +25,7 @@ TEXTS = [
     "", " ", "  ", "\n", "\n\n  x", "a", " a", "hello", " hello  world ",
     "tabs\tand\r\nlines\n\n\nend", "it's they'll IT'S THEY'LL", "1905 19 05 3.14",
     "naïve façade ÅÄÖ ß", "Привет, мир", "你好,世界", "مرحبا بالعالم", "שלום",
-    "\ud83d\udc69\u200d\ud83d\udc69\u200d\ud83d\udc67\u200d\ud83d\udc66 \ud83c\udff3\ufe0f\u200d\ud83c\udf08 \ud83d\ude00",
+    "👩\u200d👧 🏳\ufe0f\u200d🌈 😀",
     "e\u0301 \u00e9", "\u200b\u00a0\ufeff", "\u0000\u0001\u007f", "𝔘𝔫𝔦", "...!!!???", "日本語のテキスト",
     "<|endoftext|>", "one<|endoftext|>two", "<|endoftext|", "a" * 300, "    indented\n\tcode()",
     "\ud7ff\ue000\ufffd",

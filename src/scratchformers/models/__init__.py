@@ -23,17 +23,20 @@ def load(
 
 
 def _class(source: Path, config: Config | str | None) -> type[Pretrained]:
-    if isinstance(config, Config):
-        return next(kind for kind in CLASSES if isinstance(config, kind.config_class))
-    if isinstance(config, str):
-        named = [kind for kind in CLASSES if config in kind.presets]
-        if len(named) == 1:
-            return named[0]
+    if named := _named_by(config):
+        return named
     weights, published = files.find_weights(source), read_config(source)
-    keys = {} if "model_type" in published else files.read_tensors(weights)
+    said = published.get("model_type")
+    keys = {} if said else files.read_tensors(weights)
     found = [kind for kind in CLASSES if any(layout.matches(published or None, keys) for layout in kind.layouts)]
     if len(found) == 1:
         return found[0]
-    known = sorted({layout.model_type for kind in CLASSES for layout in kind.layouts})
-    said = f"says model_type {published['model_type']!r}" if "model_type" in published else "is not recognised"
-    raise ValueError(f"{source} {said}: expected one of {', '.join(known)}, or pass config= to say which model it is.")
+    known = ", ".join(sorted({layout.model_type for kind in CLASSES for layout in kind.layouts}))
+    what = f"says model_type {said!r}" if said else "is not recognised by its tensors"
+    raise ValueError(f"{source} {what}: expected one of {known}, or pass config= to say which model it is.")
+
+
+def _named_by(config: Config | str | None) -> type[Pretrained] | None:
+    """The only class that takes this config, or has a preset of this name."""
+    found = [kind for kind in CLASSES if config in kind.presets or isinstance(config, kind.config_class)]
+    return found[0] if len(found) == 1 else None

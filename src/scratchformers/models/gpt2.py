@@ -33,8 +33,8 @@ PRESETS = {
     "gpt2-large": GPT2Config(dim=1280, depth=36, heads=20),
     "gpt2-xl": GPT2Config(dim=1600, depth=48, heads=25),
     # For characters on two cores: a minute of training, some minutes, hours.
-    "tiny": GPT2Config(vocab=256, length=128, dim=128, depth=4, heads=4, dropout=0.0),
-    "mini": GPT2Config(vocab=256, length=128, dim=192, depth=6, heads=6, dropout=0.1),
+    "tiny": GPT2Config(vocab=256, length=96, dim=192, depth=2, heads=6, dropout=0.0),
+    "mini": GPT2Config(vocab=256, length=128, dim=256, depth=4, heads=8, dropout=0.1),
     "small": GPT2Config(vocab=256, length=256, dim=384, depth=6, heads=6, dropout=0.2),
 }
 

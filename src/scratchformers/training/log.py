@@ -17,7 +17,8 @@ class Log:
     def __init__(self, path: Path, *, after: int = 0):
         self.path = path
         records = [record for record in read(path) if record["step"] <= after] if after else []
-        write_atomically(path, lambda file: file.write_text("".join(map(_line, records)), "utf-8", newline="\n"))
+        text = "".join(map(_line, records))
+        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, record: Record) -> None:

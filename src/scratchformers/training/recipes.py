@@ -77,7 +77,7 @@ RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(
         GPT2,
         {
-            "tiny": {"steps": 400, "batch": 16, "lr": 4e-3, "warmup": 40, "eval_every": 100, "save_every": 100},
+            "tiny": {"steps": 400, "batch": 24, "lr": 6e-3, "warmup": 40, "eval_every": 100, "save_every": 100},
             "mini": {"steps": 2000, "batch": 16, "lr": 2e-3},
             "small": {"steps": 5000, "batch": 64, "lr": 1e-3, "eval_every": 250, "save_every": 250},
             **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), _PUBLISHED),

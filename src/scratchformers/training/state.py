@@ -63,7 +63,9 @@ def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     for step in sorted(_steps(folder), reverse=True):
         path = folder / f"step-{step}"
         try:
-            return json.loads((path / "state.json").read_text("utf-8")), files.read_tensors(path / "state.safetensors")
+            return json.loads((path / "state.json").read_text(encoding="utf-8")), files.read_tensors(
+                path / "state.safetensors"
+            )
         except (ValueError, FileNotFoundError):
             continue
     return None
