@@ -138,7 +138,7 @@ def test_the_commands_of_the_readme_exist(capsys):
     from scratchformers.cli import main
 
     commands = set(re.findall(r"(?:^|`)scratchformers (\w+)", README, re.MULTILINE))
-    assert {"train", "complete", "demo"} <= commands
+    assert {"train", "complete"} <= commands
     for command in commands:
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])

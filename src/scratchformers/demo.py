@@ -5,6 +5,7 @@ Needs no network and no data but what comes with Python.
 
 import base64
 import html
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,8 @@ def demo(out: Path, show: Callable[[Run], None]) -> Path:
 
 def gpt2(out: Path, show: Callable[[Run], None]) -> str:
     """A tiny GPT-2 on the reference pages that `help()` shows, letter by letter."""
-    from pydoc_data.topics import topics
-
     data, folder = out / "data" / "python-topics.txt", out / "gpt2"
-    files.write_bytes(data, "\n\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))
+    files.write_bytes(data, python_reference().encode("utf-8"))
     if (folder / "log.jsonl").is_file():  # an earlier demo
         shutil.rmtree(folder)
     print("GPT-2 learns to write like Python's own reference, one character at a time.")
@@ -61,9 +60,9 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
     after = run.task.sample(run.task.model)
     completer = Completer.from_pretrained(folder / "model")
     prompts = ["The function returns ", "class ", "If the argument is "]
-    answers = completer(prompts, max_new_tokens=100, temperature=0.7, seed=1)
+    answers = completer(prompts, temperature=0.7, seed=1)
     facts = {
-        "text": f"the language reference that comes with Python, {data.stat().st_size:,} bytes",
+        "text": f"the prose of the language reference that comes with Python, {data.stat().st_size:,} bytes",
         "model": f"{sum(p.numel() for p in run.task.model.parameters()):,} parameters, {run.task.model.config.depth} "
         f"blocks of {run.task.model.config.heads} heads, {run.task.model.config.length} characters of context",
         "training": f"{run.settings.steps} steps of {run.settings.batch} windows on {run.device}",
@@ -80,6 +79,15 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
 <p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own text:
 <code>scratchformers train gpt2 --data book.txt --out runs/book</code>, then
 <code>scratchformers complete "Once" --model runs/book/model</code>.</p>"""
+
+
+def python_reference() -> str:
+    """The prose of the pages that `help()` shows: no tables, no rules, no indentation."""
+    from pydoc_data.topics import topics
+
+    lines = (line.strip() for name in sorted(topics) for line in [*topics[name].splitlines(), ""])
+    prose = "\n".join(line for line in lines if not re.search(r"\||\S {2,}|^[^\w\"(*]", line))
+    return re.sub(r"\n{3,}", "\n\n", prose).strip()
 
 
 def _table(facts: dict[str, str]) -> str:
