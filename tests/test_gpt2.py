@@ -1,7 +1,9 @@
 """GPT-2 against transformers on scrambled weights in float64, and every path against the plain one."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -28,6 +30,22 @@ def test_logits_are_the_references_in_float32(published):
     ours, ids = sf.load(folder), reference.ids(3, 47)
     assert ours.token.weight.dtype == torch.float32
     close(ours(ids), copy.deepcopy(theirs).float()(ids).logits, atol=1e-4)
+
+
+def test_logits_and_text_are_the_frozen_ones(model):
+    """What transformers answered when the file was written: it holds when the library has moved on."""
+    frozen = np.load(Path(__file__).parent / "frozen" / "gpt2.npz")
+    close(model(torch.from_numpy(frozen["ids"])), torch.from_numpy(frozen["logits"]))
+    text = sf.generate(model, torch.from_numpy(frozen["ids"]), max_new_tokens=30, stop=())
+    assert torch.equal(text, torch.from_numpy(frozen["greedy"]))
+
+
+def test_the_frozen_outputs_are_what_the_reference_gives_today():
+    from freeze.gpt2 import outputs
+
+    frozen, today = np.load(Path(__file__).parent / "frozen" / "gpt2.npz"), outputs()
+    close(torch.from_numpy(today["logits"]), torch.from_numpy(frozen["logits"]))
+    assert np.array_equal(today["greedy"], frozen["greedy"])
 
 
 def test_hidden_states_are_the_references(published, model):

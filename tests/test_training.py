@@ -302,6 +302,19 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(data, tmp_path):
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
 
 
+def test_what_a_killed_process_left_half_written_is_removed(data, tmp_path):
+    run, _ = open_run(request(data, tmp_path / "run"))
+    for record in run:
+        if record["step"] == 4:
+            break
+    half = tmp_path / "run" / "checkpoints" / ".step-5.tmp"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / "model" / ".model.safetensors.abc.tmp").write_bytes(b"half")
+    run_all(data, tmp_path / "run", resume=True)
+    assert not [*(tmp_path / "run").rglob("*.tmp")]
+
+
 def test_resuming_where_nothing_was_begun_begins_and_says_so(data, tmp_path):
     records, notes = run_all(data, tmp_path / "new", resume=True)
     assert "no complete checkpoint: starting anew" in notes[0]

@@ -64,10 +64,10 @@ def pieces(text: str, size: int) -> Iterator[str]:
 
 def _alphabet(tokenizer: Tokenizer) -> frozenset[str] | None:
     """The characters of a tokeniser that knows nothing else and drops what it does not know; None for all others."""
-    content = json.loads(tokenizer.to_str())
-    model = content["model"]
-    plain = model.get("type") == "BPE" and not model.get("merges") and not content.get("pre_tokenizer")
-    return frozenset(name for name in model["vocab"] if len(name) == 1) if plain else None
+    if not isinstance(tokenizer.model, models.BPE) or tokenizer.pre_tokenizer is not None:
+        return None
+    model = json.loads(tokenizer.to_str())["model"]
+    return None if model["merges"] else frozenset(name for name in model["vocab"] if len(name) == 1)
 
 
 def characters(texts: Iterable[str], *, end: bool = False) -> TextTokenizer:

@@ -6,6 +6,7 @@ Nothing read here can run code: safetensors holds no code, and pickles are opene
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -95,6 +96,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed processes left below a folder half written."""
+    for path in [*folder.rglob(".*.tmp")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

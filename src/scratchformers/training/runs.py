@@ -80,6 +80,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     }
     if saved is not None:
         _same_facts(facts, saved, request.out)
+        files.remove_temporary(request.out)
     run = Run(task, settings, request.out, resume=resume, title=f"{request.recipe} on {request.data.name}")
     if saved is None:
         files.write_json(request.out / "config.json", facts)
