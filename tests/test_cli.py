@@ -1,6 +1,7 @@
 """The program as a person meets it: what it prints, where, with which exit status."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -205,3 +206,22 @@ def test_a_completion_ends_before_the_end_token(published):
         assert reference.END not in answer.ids
         assert (answer.reason == "length") == (len(answer.ids) == 40)
         assert answer.text == " ".join(map(str, answer.ids))
+
+
+def test_demo_writes_a_page_that_needs_nothing_beside_it(capsys, tmp_path, monkeypatch):
+    from scratchformers.training.recipes import RECIPES
+
+    short = {"steps": 4, "batch": 2, "eval_every": 2, "save_every": 2}
+    monkeypatch.setitem(RECIPES["gpt2"].presets, "tiny", short)
+    for _ in range(2):  # a second demo replaces the first
+        code, said, error = run(capsys, "demo", "--out", tmp_path / "demo")
+        assert (code, error) == (0, "")
+        assert str(tmp_path / "demo" / "index.html") in said
+    page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == 1
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page), "nothing is fetched"
+    assert "continued before the first step" in page
+    assert "Step 2" in page
+    assert "Step 4" in page
+    (tmp_path / "file").write_text("x")
+    assert "no folder" in refused(capsys, "demo", "--out", tmp_path / "file")

@@ -7,12 +7,15 @@ import base64
 import html
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from scratchformers.checkpoints import files
 from scratchformers.tasks import Completer
+from scratchformers.training import log
 from scratchformers.training.loop import Run
+from scratchformers.training.recipes import NextToken
 from scratchformers.training.runs import Request, open_run
 
 PAGE = """<!doctype html>
@@ -27,7 +30,7 @@ pre {{ background: #f4f4f2; padding: .8rem 1rem; white-space: pre-wrap; overflow
 pre b {{ color: #a33; font-weight: 600; }}
 code {{ background: #f4f4f2; padding: 0 .2rem; }}
 table {{ border-collapse: collapse; }}
-td {{ padding: .1rem 1rem .1rem 0; }}
+td {{ padding: .1rem 1rem .1rem 0; vertical-align: top; }}
 </style>
 <h1>ScratchFormers: the demo</h1>
 <p>Everything on this page was made by this machine a moment ago, by transformers written from scratch.</p>
@@ -55,30 +58,37 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
         shutil.rmtree(folder)
     print("GPT-2 learns to write like Python's own reference, one character at a time.")
     run, _ = open_run(Request("gpt2", folder, data))
-    before = run.task.sample(run.task.model)
+    task, settings, began = run.task, run.settings, time.monotonic()
+    assert isinstance(task, NextToken)
+    model, before = task.model, _continued(Completer(task.model, task.tokenizer))
     show(run)
-    after = run.task.sample(run.task.model)
-    completer = Completer.from_pretrained(folder / "model")
-    prompts = ["The function returns ", "class ", "If the argument is "]
-    answers = completer(prompts, temperature=0.7, seed=1)
     facts = {
         "text": f"the prose of the language reference that comes with Python, {data.stat().st_size:,} bytes",
-        "model": f"{sum(p.numel() for p in run.task.model.parameters()):,} parameters, {run.task.model.config.depth} "
-        f"blocks of {run.task.model.config.heads} heads, {run.task.model.config.length} characters of context",
-        "training": f"{run.settings.steps} steps of {run.settings.batch} windows on {run.device}",
-        "validation loss": f"{run.best:.3f} nats a character; knowing nothing costs {run.task.trivial:.3f}",
+        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.config.depth} blocks of "
+        f"{model.config.heads} heads, {model.config.length} characters of context",
+        "training": f"{settings.steps} steps of {settings.batch} windows, {time.monotonic() - began:.0f} seconds on "
+        f"{run.device} with {settings.threads} threads",
+        "validation loss": f"{run.best:.3f} nats a character; knowing nothing costs {task.trivial:.3f}",
     }
-    continued = "\n\n".join(f"<b>{html.escape(p)}</b>{html.escape(a.text)}" for p, a in zip(prompts, answers))
+    samples = [record for record in log.read(folder / "log.jsonl") if "sample" in record]
+    learning = "".join(f"<p>Step {r['step']}</p><pre>{html.escape(r['sample'])}</pre>" for r in samples)
     return f"""<h2>GPT-2</h2>
 <p>It read a text and learnt, at every character, which one comes next. Nobody told it what a word is.</p>
 {_table(facts)}
 <p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
-<h3>What it wrote before the first step</h3><pre>{html.escape(before)}</pre>
-<h3>After the last step</h3><pre>{html.escape(after)}</pre>
-<h3>Continuing a few beginnings (in red)</h3><pre>{continued}</pre>
+<h3>Three beginnings (in red), continued before the first step</h3>{before}
+<h3>The same, after the last step</h3>{_continued(Completer.from_pretrained(folder / "model"))}
+<h3>While it learnt: a piece of the text it never saw, continued</h3>{learning}
 <p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own text:
 <code>scratchformers train gpt2 --data book.txt --out runs/book</code>, then
 <code>scratchformers complete "Once" --model runs/book/model</code>.</p>"""
+
+
+def _continued(completer: Completer) -> str:
+    prompts = ["The function returns ", "A class is ", "If the argument is "]
+    answers = completer(prompts, temperature=0.7, seed=1)
+    texts = (f"<b>{html.escape(p)}</b>{html.escape(a.text)}" for p, a in zip(prompts, answers))
+    return f"<pre>{'<br><br>'.join(texts)}</pre>"
 
 
 def python_reference() -> str:
