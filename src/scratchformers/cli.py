@@ -191,14 +191,14 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    command = tyro.cli(
-        Command,
-        prog="scratchformers",
-        description=__doc__ and "Transformers one can read, prove and run.",
-        args=arguments,
-    )  # pyrefly: ignore
     try:
+        about = "Transformers one can read, prove and run."
+        command = tyro.cli(Command, prog="scratchformers", description=about, args=arguments)  # pyrefly: ignore
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` for example, has gone
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it once more at its end)
+        return 141
     except (ValueError, OSError) as error:
         print(f"scratchformers: {error}", file=sys.stderr)
         return 2
