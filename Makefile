@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch-cpu.txt
 BIN    := $(VENV)/bin
-USE     = .make/demo-$(subst /,-,$(VENV))
-CHECK   = .make/test-$(subst /,-,$(VENV))
+USE     = $(VENV)/.installed
+CHECK   = $(VENV)/.installed-for-tests
 
 .PHONY: help demo test lint types layers pytest format constraints clean
 
@@ -20,10 +20,11 @@ define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "python cannot make environments here; on Debian: apt install python3-venv"; exit 2; }
 	@if command -v uv >/dev/null; then \
-	  UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+	  UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" UV_INDEX_STRATEGY=unsafe-best-match \
+	  UV_EXTRA_INDEX_URL="$${UV_EXTRA_INDEX_URL:-$$PIP_EXTRA_INDEX_URL}" \
 	  uv pip install --quiet --python $(BIN)/python -c $(TORCH) -c constraints.txt -e '$(EXTRAS)'; \
 	else $(BIN)/python -m pip install --quiet -c $(TORCH) -c constraints.txt -e '$(EXTRAS)'; fi
-	@mkdir -p .make && touch $@
+	@touch $@
 endef
 
 $(USE): EXTRAS = .
@@ -69,4 +70,4 @@ constraints:
 	echo "torchvision==0.28.0" >> constraints.txt
 
 clean:
-	rm -rf .venv .make demo
+	rm -rf .venv demo

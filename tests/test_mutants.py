@@ -59,21 +59,21 @@ def attending(function):
     return plant
 
 
-def no_causal_mask(q, k, v, mask, dropout):
+def no_causal_mask(q, k, v, mask):
     return bricks.attend(q, k, v, None if mask is bricks.CAUSAL else mask | True)
 
 
-def no_softmax(q, k, v, mask, dropout):
+def no_softmax(q, k, v, mask):
     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
     causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     return (scores * (causal if mask is bricks.CAUSAL else mask)) @ v
 
 
-def no_scale(q, k, v, mask, dropout):
+def no_scale(q, k, v, mask):
     return bricks.attend(q * q.shape[-1] ** 0.5, k, v, mask)
 
 
-def future_by_one(q, k, v, mask, dropout):
+def future_by_one(q, k, v, mask):
     causal = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
     return bricks.attend(q, k, v, causal if mask is bricks.CAUSAL else mask)
 

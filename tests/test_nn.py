@@ -195,9 +195,9 @@ def test_attend_can_be_replaced_on_one_instance():
     """The seam for recording: one block is looked at, the others keep the fused call."""
     seen = []
 
-    def recording(q, k, v, mask, dropout):
+    def recording(q, k, v, mask):
         seen.append(q.shape)
-        return attend(q, k, v, mask, dropout)
+        return attend(q, k, v, mask)
 
     first, second = Attention(DIM, HEADS), Attention(DIM, HEADS)
     x = torch.randn(2, 5, DIM)
@@ -212,7 +212,7 @@ def test_a_mask_may_attend_by_itself():
     """The seam for batches without padding: two sentences in one row, each attending to itself."""
 
     class Sentences:
-        def attend(self, q, k, v, dropout=0.0):
+        def attend(self, q, k, v):
             parts = [attend(*(x[:, :, i] for x in (q, k, v)), CAUSAL) for i in (slice(0, 3), slice(3, 8))]
             return torch.cat(parts, dim=2)
 

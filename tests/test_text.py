@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import scratchformers as sf
-from scratchformers.text import CHUNK, byte_level_bpe, characters, load_tokenizer, pieces
+from scratchformers import load_tokenizer
+from scratchformers.text import CHUNK, byte_level_bpe, characters, pieces
 
 FROZEN = Path(__file__).parent / "frozen" / "bpe"
 BPE = byte_level_bpe(FROZEN / "vocab.json", FROZEN / "merges.txt")

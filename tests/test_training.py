@@ -14,8 +14,8 @@ from scratchformers.text import characters
 from scratchformers.training import log, state
 from scratchformers.training.data import Sampler, Windows, read_texts, to_stream
 from scratchformers.training.loop import Run, Settings, evaluate, learning_rate, make_optimizer
-from scratchformers.training.recipes import NextToken
-from scratchformers.training.runs import Request, open_run
+from scratchformers.training.recipes import NextToken, Request
+from scratchformers.training.runs import open_run
 
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(12) for j in range(12))
 SMALL = {"steps": "6", "batch": "4", "length": "16", "dim": "16", "depth": "1", "heads": "2", "eval_every": "3"}
@@ -119,7 +119,7 @@ def test_only_matrices_decay():
 class Ragged:
     """Rows of unequal length, so that averaging the means of micro-batches would be wrong."""
 
-    rows, trivial = 5, 1.0
+    rows, trivial, unit = 5, 1.0, "token"
 
     def __init__(self):
         torch.manual_seed(0)
@@ -347,7 +347,7 @@ def test_a_half_written_checkpoint_is_not_seen(data, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     (folder / ".step-8.tmp").mkdir()
     (folder / "step-9x").mkdir()
-    found = state.newest(folder)
+    found = state.newest(folder, {"best"})
     assert found is not None
     assert found[0]["step"] == 6
 

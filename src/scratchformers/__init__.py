@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scratchformers.generate import generate as generate
     from scratchformers.models import load as load
+    from scratchformers.models import load_tokenizer as load_tokenizer
     from scratchformers.models.gpt2 import GPT2 as GPT2
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
-    from scratchformers.text import load_tokenizer as load_tokenizer
 
 _HOME = {
     "GPT2": "models.gpt2",
@@ -24,7 +24,7 @@ _HOME = {
     "Completion": "tasks",
     "generate": "generate",
     "load": "models",
-    "load_tokenizer": "text",
+    "load_tokenizer": "models",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -54,6 +54,9 @@ def place(
 
     Raises ValueError, before anything is changed, where a position would pass the model's `length`.
     """
+    if keep is not None and (keep.shape != ids.shape or keep.dtype != torch.bool):
+        what = f"{str(keep.dtype).removeprefix('torch.')} of shape {list(keep.shape)}"
+        raise ValueError(f"keep is {what}: expected booleans of shape {list(ids.shape)}, for the ids passed now.")
     cache = Cache(len(ids), 0) if cache is None else cache
     if len(ids) != len(cache.next):
         raise ValueError(f"The cache was made for {len(cache.next)} rows and got {len(ids)}: make one for each batch.")

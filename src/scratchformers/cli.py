@@ -19,6 +19,8 @@ def auto_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("expected cpu, cuda, mps or auto.")
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
@@ -54,6 +56,11 @@ class Complete:
     def run(self) -> None:
         from scratchformers.tasks import Completer
 
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            print(
+                "scratchformers: --top-k and --top-p act on drawing, which needs a --temperature above 0.",
+                file=sys.stderr,
+            )
         completer = Completer.from_pretrained(self.model, device=auto_device(self.device))
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
         answer = completer(self.text, max_new_tokens=self.max_new_tokens, **sampling)
@@ -88,19 +95,21 @@ class Train:
     """The same as --set seed=..."""
     resume: bool = False
     """Go on with the run in OUT."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
+    device: str | None = None
+    """cpu, cuda, mps, or auto (a GPU where there is one); by default the run's own, or auto."""
 
     def run(self) -> None:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None:
             given["seed"] = str(self.seed)
-        threads = fix_threads(given.get("threads"), self.out if self.resume else None)
-        from scratchformers.training.runs import Request, open_run
+        begun = saved_facts(self.out) if self.resume else {}
+        threads = fix_threads(begun.get("settings", {}).get("threads") or given.get("threads"))
+        from scratchformers.training.recipes import Request
+        from scratchformers.training.runs import open_run
 
         request = Request(
             self.recipe, self.out, self.data, self.valid, self.preset, self.tokenizer, given,
-            device=auto_device(self.device), threads=threads,
+            device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
         )  # fmt: skip
         run, notes = open_run(request, resume=self.resume)
         for note in notes:
@@ -118,23 +127,26 @@ class Demo:
     """Where index.html and the runs go."""
 
     def run(self) -> None:
-        fix_threads(None, None)
+        fix_threads(None)
         from scratchformers.demo import demo
 
         print(f"Open {demo(self.out, show)} in a browser.")
 
 
-def fix_threads(given: str | None, resumed: Path | None) -> int:
+def saved_facts(out: Path) -> dict[str, Any]:
+    """What the run in the folder says of itself, read before torch is loaded; empty where nothing can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and isinstance(facts.get("settings"), dict):
+            return facts
+    return {}
+
+
+def fix_threads(asked: Any) -> int:
     """How many threads to compute with, said to the libraries before torch loads them: the same number, held fixed,
-    gives the same rounding, which exact resuming needs. The run's own where one is resumed, else at most 8 cores."""
-    threads = 0
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if resumed is not None:
-            threads = int(json.loads((resumed / "config.json").read_text(encoding="utf-8"))["settings"]["threads"])
-    with contextlib.suppress(ValueError):
-        threads = threads or int(given or 0)
+    gives the same rounding, which exact resuming needs. By default the cores there are, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads if threads > 0 else min(8, cores)
+    threads = int(asked) if str(asked).isdecimal() and 0 < int(asked) < 4096 else min(8, cores)
     os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     return threads
 
@@ -153,7 +165,7 @@ def show(run: Any) -> None:
 
     columns = (
         TextColumn("step {task.completed}/{task.total}"), BarColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} {task.fields[unit]}s/s"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(highlight=False, markup=False)
@@ -162,7 +174,9 @@ def show(run: Any) -> None:
         f"{size:,} parameters on {run.device}, {run.settings.threads} threads; {run.task.rows:,} examples an epoch."
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=run.settings.steps, completed=run.step, loss=float("nan"), speed=0.0)
+        bar = progress.add_task(
+            "", total=run.settings.steps, completed=run.step, loss=float("nan"), speed=0.0, unit=run.task.unit
+        )
         for record in run:
             if "loss" in record:
                 speed = record["targets"] / max(record["seconds"], 1e-9)
@@ -171,7 +185,8 @@ def show(run: Any) -> None:
                 console.print(f"step 1: loss {record['loss']:.4f}; knowing nothing costs {record['trivial_loss']:.4f}")
             if "valid_loss" in record:
                 best = " (best so far)" if record["best"] else ""
-                console.print(f"step {record['step']}: validation loss {record['valid_loss']:.4f}{best}")
+                loss = "not finite" if record["valid_loss"] is None else f"{record['valid_loss']:.4f}"
+                console.print(f"step {record['step']}: validation loss {loss}{best}")
                 console.print(_indented(record["sample"]), soft_wrap=True)
 
 

@@ -15,8 +15,8 @@ from scratchformers.checkpoints import files
 from scratchformers.tasks import Completer
 from scratchformers.training import log
 from scratchformers.training.loop import Run
-from scratchformers.training.recipes import NextToken
-from scratchformers.training.runs import Request, open_run
+from scratchformers.training.recipes import NextToken, Request
+from scratchformers.training.runs import open_run
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -54,8 +54,7 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
     """A tiny GPT-2 on the reference pages that `help()` shows, letter by letter."""
     data, folder = out / "data" / "python-topics.txt", out / "gpt2"
     files.write_bytes(data, python_reference().encode("utf-8"))
-    if (folder / "log.jsonl").is_file():  # an earlier demo
-        shutil.rmtree(folder)
+    _remove_earlier(folder, data)
     print("GPT-2 learns to write like Python's own reference, one character at a time.")
     run, _ = open_run(Request("gpt2", folder, data))
     task, settings, began = run.task, run.settings, time.monotonic()
@@ -82,6 +81,16 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
 <p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own text:
 <code>scratchformers train gpt2 --data book.txt --out runs/book</code>, then
 <code>scratchformers complete "Once" --model runs/book/model</code>.</p>"""
+
+
+def _remove_earlier(folder: Path, data: Path) -> None:
+    """Removes the run of an earlier demo, finished or killed, and no other."""
+    going = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(going, ignore_errors=True)
+    facts = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if facts.get("paths", {}).get("data") == str(data.absolute()):
+        folder.rename(going)  # in one go, so that a demo that is killed now leaves nothing half removed
+        shutil.rmtree(going)
 
 
 def _continued(completer: Completer) -> str:

@@ -27,7 +27,7 @@ def filter_logits(
 ) -> Float[Tensor, "b vocab"]:
     """Logits divided by the temperature, -inf outside the `top_k` largest and outside the smallest set that holds
     `top_p` of the probability (Holtzman et al. 2020, section 3.1), in this order."""
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # nothing overflows, however small it is
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p is not None and top_p < 1:
@@ -68,12 +68,13 @@ def generate(
     """
     stop = model.generation.end if stop is None else tuple(stop)
     _check_sampling(temperature, top_k, top_p)
-    _check_room(model.config, ids, keep, max_new_tokens)
+    _check_ids(model.config, ids, keep)
     keep = None if keep is None or bool(keep.all()) else keep
     fill = model.generation.pad if model.generation.pad is not None else stop[0] if stop else 0
     ends = torch.tensor(stop, dtype=torch.long, device=ids.device)
     with evaluating(model):
         out, seen, step = model.start(ids, keep)
+        _check_room(model.config, out, seen, max_new_tokens)
         cache = model.new_cache(len(out))
         new, finished = out, torch.zeros(len(out), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
@@ -96,25 +97,24 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
         raise ValueError(f"top_p is {top_p}: expected 0 < top_p <= 1.")
 
 
-def _check_room(config: Any, ids: Tensor, keep: Tensor | None, new: int) -> None:
-    if new < 1:
-        raise ValueError(f"max_new_tokens is {new}: expected at least 1.")
+def _check_ids(config: Any, ids: Tensor, keep: Tensor | None) -> None:
     if keep is not None and keep.shape != ids.shape:
         raise ValueError(
             f"keep has shape {list(keep.shape)} and ids {list(ids.shape)}: expected one truth value per id."
         )
-    real = torch.full((len(ids),), ids.shape[1]) if keep is None else keep.sum(-1)
-    if ids.numel() == 0 or int(real.min()) == 0:
+    if ids.numel() == 0 or (keep is not None and not bool(keep.any(-1).all())):
         raise ValueError("A prompt has no tokens: give each row at least one.")
     if int(ids.min()) < 0 or int(ids.max()) >= config.vocab:
         raise ValueError(f"ids go from {int(ids.min())} to {int(ids.max())}: this model knows 0 to {config.vocab - 1}.")
-    if (longest := int(real.max())) + new > config.length:
-        room = config.length - longest
+
+
+def _check_room(config: Any, ids: Tensor, keep: Tensor | None, new: int) -> None:
+    if new < 1:
+        raise ValueError(f"max_new_tokens is {new}: expected at least 1.")
+    longest = ids.shape[1] if keep is None else int(keep.sum(-1).max())
+    if longest + new > config.length:
+        room, fewer = config.length - longest, f"shorten the prompt to {config.length - 1} or fewer."
+        mend = f"ask for at most {room} new tokens." if room > 0 else fewer
         raise ValueError(
-            f"{longest} prompt tokens and {new} new ones do not fit a model of {config.length} positions: "
-            + (
-                f"ask for at most {room} new tokens."
-                if room > 0
-                else f"shorten the prompt to {config.length - 1} or fewer."
-            )
+            f"{longest} prompt tokens and {new} new do not fit a model of {config.length} positions: {mend}"
         )

@@ -26,7 +26,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-CAUSAL = object()  # the mask of every token seeing itself and those before it, nothing padded, nothing cached
+CAUSAL = "causal"  # the mask of every token seeing itself and those before it, nothing padded, nothing cached
 Mask = Any  # None: see everything; CAUSAL; booleans (b or 1, 1, t or 1, s); or an object that attends by itself
 Heads = Float[Tensor, "b h s e"]
 
@@ -34,10 +34,10 @@ Heads = Float[Tensor, "b h s e"]
 def attend(q: Float[Tensor, "b h t e"], k: Heads, v: Heads, mask: Mask = None, dropout: float = 0.0) -> Tensor:
     """softmax(q k' / sqrt(e)) v (Vaswani et al. 2017, equation 1), as (b, h, t, e). A query that may attend to nothing
     gives 0: it sees everything and its output is zeroed, for a softmax over nothing makes all gradients NaN."""
-    if mask is None or mask is CAUSAL:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask is CAUSAL)
+    if mask is None or isinstance(mask, str):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask == CAUSAL)
     if not isinstance(mask, Tensor):
-        return mask.attend(q, k, v, dropout)
+        return mask.attend(q, k, v, **({"dropout": dropout} if dropout else {}))
     some = mask.any(-1, keepdim=True)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~some, dropout_p=dropout)
     return out.masked_fill(~some, 0.0)
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         k, v = self.keys_values(x) if kv is None else kv
         if cache is not None:
             k, v = cache.update(k, v)
-        out = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        out = self.attend(q, k, v, mask, **({"dropout": self.dropout} if self.training and self.dropout else {}))
         return self.out(rearrange(out, "b h t e -> b t (h e)"))
 
 
@@ -122,11 +122,11 @@ class Patches(nn.Module):
         return self.project(rearrange(images, "b c (y p) (x q) -> b (y x) (c p q)", p=self.patch, q=self.patch))
 
 
-def sinusoids(position: Tensor, dim: int) -> Float[Tensor, "n {dim}"]:
+def sinusoids(position: Tensor, dim: int) -> Float[Tensor, "*n {dim}"]:
     """Sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017, section 3.5)."""
-    frequency = torch.exp(torch.arange(dim // 2, device=position.device).double() * (-2 * math.log(10000) / dim))
-    angle = position[:, None].double() * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+    frequency = torch.exp(torch.arange(dim // 2).double() * (-2 * math.log(10000) / dim))
+    angle = position.cpu().double()[..., None] * frequency  # on the CPU: not every device has float64
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).float().to(position.device)
 
 
 def positions(keep: Bool[Tensor, "b t"], start: Tensor | int = 0) -> Int[Tensor, "b t"]:

@@ -9,7 +9,7 @@ import torch
 
 from scratchformers import models
 from scratchformers.generate import generate
-from scratchformers.text import TextTokenizer, load_tokenizer
+from scratchformers.text import TextTokenizer
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -35,7 +35,7 @@ class Completer:
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
         """`options` are those of `load`."""
-        return cls(models.load(source, **options), load_tokenizer(source))
+        return cls(models.load(source, **options), models.load_tokenizer(source))
 
     @overload
     def __call__(self, prompt: str, **sampling: Any) -> Completion: ...
@@ -44,15 +44,23 @@ class Completer:
     def __call__(self, prompt: Any, **sampling: Any) -> Any:
         """Continues one prompt, or each of a list.
 
-        sampling: max_new_tokens (default: the smaller of 64 and the room left), temperature, top_k, top_p as
+        sampling: max_new_tokens (default: the smaller of 64 and the room left), temperature, top_k, top_p and stop as
         `generate` takes them, and `seed`, which makes drawing repeatable.
         """
         answers = self._complete([prompt] if isinstance(prompt, str) else list(prompt), **sampling)
         return answers[0] if isinstance(prompt, str) else answers
 
     def _complete(
-        self, prompts: list[str], *, max_new_tokens: int | None = None, seed: int | None = None, **settings: Any
+        self,
+        prompts: list[str],
+        *,
+        max_new_tokens: int | None = None,
+        stop: Sequence[int] | None = None,
+        seed: int | None = None,
+        **settings: Any,  # generate's
     ) -> list[Completion]:
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}: expected 0 <= seed < 2**63.")
         if not prompts:
             return []
         rows = [self.tokenizer.encode(text) for text in prompts]
@@ -66,10 +74,12 @@ class Completer:
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
         keep = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        out = generate(self.model, ids, keep=keep, max_new_tokens=max_new_tokens, generator=generator, **settings)
-        return [self._answer(row[longest:].tolist()) for row in out]
+        stop = self.model.generation.end if stop is None else stop
+        settings |= {"max_new_tokens": max_new_tokens, "stop": stop, "generator": generator}
+        out = generate(self.model, ids, keep=keep, **settings)
+        return [self._answer(row[longest:].tolist(), stop) for row in out]
 
-    def _answer(self, ids: list[int]) -> Completion:
-        ends = [i for i, token in enumerate(ids) if token in self.model.generation.end]
+    def _answer(self, ids: list[int], stop: Sequence[int]) -> Completion:
+        ends = [i for i, token in enumerate(ids) if token in stop]
         ids, reason = (ids[: ends[0]], "end") if ends else (ids, "length")
         return Completion(self.tokenizer.decode(ids), ids, reason)

@@ -3,6 +3,7 @@
 A tokeniser of ours never truncates and never pads, whatever its file asks for: both are the caller's business.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,19 +15,30 @@ CHUNK = 1 << 20  # characters encoded at once
 
 
 class TextTokenizer:
-    """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name."""
+    """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name.
+
+    One made here says in tokenizer_config.json which class of transformers reads it: left to guess by the model,
+    transformers would build GPT-2's own around our vocabulary and drop what it cannot spell.
+    """
 
     def __init__(self, tokenizer: Tokenizer, files: dict[str, bytes] | None = None):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        self.files = files or {"tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8")}
+        self.files = files or {
+            "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
+            "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode("utf-8"),
+        }
         self.alphabet = _alphabet(tokenizer)
 
     @property
     def vocab(self) -> int:
         """How many ids there are: the largest one, plus 1."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def digest(self) -> str:
+        """sha256 over what it does, whatever files it came from."""
+        return hashlib.sha256(self.tokenizer.to_str().encode("utf-8")).hexdigest()
 
     @property
     def end(self) -> int | None:
@@ -35,16 +47,23 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """All of the text's ids, with the special tokens its file adds. A character without an id is a ValueError."""
-        if self.alphabet is not None and (strange := sorted(set(text.replace(END, "")) - self.alphabet)):
+        return self._encode(text, special=True)
+
+    def encode_long(self, text: str) -> Iterator[list[int]]:
+        """The ids in pieces, without added special tokens, for texts too long to be encoded as a whole."""
+        return (self._encode(piece, special=False) for piece in pieces(text, CHUNK))
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        known = text if self.end is None else text.replace(END, "")
+        if self.alphabet is not None and (strange := sorted(set(known) - self.alphabet)):
             shown = ", ".join(repr(character) for character in strange[:8])
             raise ValueError(
                 f"This tokeniser has no id for {shown}: it knows the {len(self.alphabet)} characters it was made of."
             )
-        return self.tokenizer.encode(text).ids
-
-    def encode_long(self, text: str) -> Iterator[list[int]]:
-        """`encode` in pieces, for texts whose encoding as a whole would not fit in memory."""
-        return (self.encode(piece) for piece in pieces(text, CHUNK))
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=special).ids
+        except TypeError:
+            raise ValueError("The text is no valid Unicode (it holds half of a surrogate pair).") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -96,17 +115,14 @@ def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
     return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})
 
 
-def load_tokenizer(source: str | Path) -> TextTokenizer:
-    """From a folder with tokenizer.json, or with vocab.json and merges.txt, or from a tokenizer.json itself."""
-    source = Path(source)
-    file = source / "tokenizer.json" if source.is_dir() else source
-    vocab, merges = source / "vocab.json", source / "merges.txt"
-    if file.is_file():
-        try:
-            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{file} is no tokeniser ({error}).") from None
-        return TextTokenizer(tokenizer, {"tokenizer.json": file.read_bytes()})
-    if vocab.is_file() and merges.is_file():
-        return byte_level_bpe(vocab, merges)
-    raise FileNotFoundError(f"{source} holds no tokeniser: expected tokenizer.json, or vocab.json and merges.txt.")
+def read_tokenizer(file: Path) -> TextTokenizer:
+    """From a tokenizer.json, as the `tokenizers` library writes it."""
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{file} is no tokeniser ({error}).") from None
+    beside = {name: file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")}
+    return TextTokenizer(
+        tokenizer,
+        {"tokenizer.json": file.read_bytes()} | {n: path.read_bytes() for n, path in beside.items() if path.is_file()},
+    )

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,10 +55,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         mapped = MAPPED and zipfile.is_zipfile(path)  # the older format cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} was refused, because it is no plain file of tensors: {_first_line(error)}") from None
-    except (RuntimeError, EOFError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:  # torch's own sentence proposes to run what is in the file
+        raise ValueError(f"{path} was refused: it holds more than plain tensors, or is no weights file.") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise any
         raise ValueError(f"{path} is truncated or corrupted ({_first_line(error)}): fetch it again.") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds something other than named tensors: expected a state dict.")
@@ -71,7 +76,7 @@ def _first_line(error: Exception) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected a JSON object.")
@@ -84,18 +89,33 @@ def read_assets(folder: Path) -> dict[str, bytes]:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` on a temporary file beside `path`, then renames: `path` is the old file or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    write_together(path.parent, {path.name: write})
+
+
+def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]], *, last: str | None = None) -> None:
+    """Writes files that belong together: all of them under other names first, then renamed one after the other.
+
+    The file named `last` tells how to read the others. If it changes, it is taken away before them and comes back after
+    them: a process killed between leaves a folder without it, never one where it goes with the wrong others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staged: dict[str, Path] = {}
     try:
-        write(Path(name))
-        os.chmod(name, 0o666 & ~_umask())
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        for name, write in writers.items():
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            os.close(handle)
+            staged[name] = Path(temporary)
+            write(staged[name])
+            os.chmod(temporary, 0o666 & ~_umask())
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        if last and (folder / last).is_file() and (folder / last).read_bytes() != staged[last].read_bytes():
+            (folder / last).unlink()
+        for name in sorted(staged, key=lambda name: name == last):
+            os.replace(staged[name], folder / name)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(folder: Path) -> None:
@@ -110,15 +130,26 @@ def _umask() -> int:
     return mask
 
 
+def to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
+    write_bytes(path, to_json(content))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As safetensors, not atomically by itself. The tensors may be views of a mapped file that `path` will replace: its
+    bytes outlive its name."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {_first_line(error)}") from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """As safetensors. The tensors may be views of the file that is replaced: its mapped bytes outlive its name."""
-    write_atomically(path, lambda file: save_file(dict(tensors), file, metadata={"format": "pt"}))
+    write_atomically(path, lambda file: save_tensors(file, tensors))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +12,7 @@ from torch import nn
 from scratchformers.checkpoints import files, tables
 
 GENERATION = "generation_config.json"
+DECODING = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +22,14 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if field.type in (int, "int") and not (_is_id(value) and 0 < value < 2**31):
                 raise ValueError(f"{field.name} is {value!r}: expected a positive integer.")
-            if field.name == "dropout" and not 0 <= value < 1:
+            if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +43,12 @@ class Generation:
 
     @classmethod
     def read(cls, published: Mapping[str, Any]) -> Self:
-        end = published.get("eos_token_id")
-        end = () if end is None else (end,) if isinstance(end, int) else tuple(end)
-        return cls(published.get("bos_token_id"), end, published.get("pad_token_id"), published)
+        start, end, pad = (published.get(name) for name in DECODING)
+        end = [] if end is None else end if isinstance(end, list) else [end]
+        for value in (start, pad, *end):
+            if not (value is None or (_is_id(value) and 0 <= value < 2**31)):
+                raise ValueError(f"The checkpoint names {value!r} as a start, end or pad token: expected an id.")
+        return cls(start, tuple(end), pad, published)
 
     def write(self) -> dict[str, Any]:
         end = None if not self.end else self.end[0] if len(self.end) == 1 else list(self.end)
@@ -126,7 +135,8 @@ class Pretrained(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors and the tokeniser's files in the published layout.
 
-        Each file appears whole or not at all; saving over the folder the model was loaded from is safe.
+        Each file appears whole or not at all, and config.json never beside weights of another model. Saving over the
+        folder the model was loaded from is safe. A compiled model, or block, is saved under its own names.
         """
         folder = Path(folder)
         came_in = [layout for layout in self.layouts if layout.model_type == self.published.get("model_type")]
@@ -136,13 +146,18 @@ class Pretrained(nn.Module):
         state = self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in config}
-        for stale in set(files.ASSETS) - self.assets.keys():
-            (folder / stale).unlink(missing_ok=True)
-        for name, content in self.assets.items():
-            files.write_bytes(folder / name, content)
-        files.write_json(folder / "config.json", config)
-        files.write_json(folder / GENERATION, generation)
-        files.write_tensors(folder / "model.safetensors", tables.save(layout, state))
+        tensors = tables.save(layout, {name.replace("_orig_mod.", ""): value for name, value in state.items()})
+        documents = {**self.assets, GENERATION: files.to_json(generation), "config.json": files.to_json(config)}
+        writers = {name: partial(_write, content=content) for name, content in documents.items()}
+        weights = {"model.safetensors": partial(files.save_tensors, tensors=tensors)}
+        files.write_together(folder, {**weights, **writers}, last="config.json")
+        if self.assets:  # another tokeniser's files would be read instead
+            for stale in set(files.ASSETS) - self.assets.keys():
+                (folder / stale).unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -152,7 +167,7 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def _decoding_fields(published: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: published[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in published}
+    return {name: published[name] for name in DECODING if name in published}
 
 
 def _agreed(given: Any, found: Any, source: Path, kind: type[Config]) -> Config:

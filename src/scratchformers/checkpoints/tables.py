@@ -9,6 +9,7 @@ names of it: the first is the one we save, and where a file holds both they must
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ class Layout:
     write: Callable[[Any], dict[str, Any]]  # our config -> config.json
     signature: str  # a tensor that tells this layout where there is no config
     prefix: str = ""  # may stand before the table's names, or not
+    tokenizer: Callable[[Path, Path], Any] | None = None  # what vocab.json and merges.txt mean for this model
 
     def matches(self, config: Mapping[str, Any] | None, keys: Iterable[str]) -> bool:
         if config is not None and "model_type" in config:
@@ -93,6 +95,8 @@ def _dropped(rows: Sequence[Row], keys: Iterable[str]) -> set[str]:
 def _convert(entry: Entry, tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> list[Tensor]:
     """The parts that fill `entry.ours`; where the whole cannot be cut so, the whole, whose shape is then an error."""
     parts = [entry.how.load(tensors[name]) for name in entry.theirs]
+    if len({part.shape for part in parts}) > 1:
+        return parts
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     sizes = [shapes[name][0] for name in entry.ours]
     return list(whole.split(sizes)) if len(sizes) > 1 and whole.ndim and sum(sizes) == len(whole) else [whole]
@@ -115,7 +119,8 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
         source, values = " + ".join(entry.theirs), _convert(entry, tensors, shapes)
         expected = [shapes[name] for name in entry.ours]
         if [value.shape for value in values] != expected:
-            wrong.append(f"{source} has shape {list(values[0].shape)}, expected {_whole_shape(expected)}")
+            found = " + ".join(str(list(tensors[name].shape)) for name in entry.theirs)
+            wrong.append(f"{source} has shape {found}, expected {_file_shape(expected, entry)}")
             values = [torch.empty(shape, device="meta") for shape in expected]  # not missing, but wrong
         for name, value in zip(entry.ours, values):
             if name in out and not (value is out[name] or torch.equal(value, out[name])):
@@ -131,8 +136,10 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
     return out
 
 
-def _whole_shape(parts: Sequence[torch.Size]) -> list[int]:
-    return [sum(part[0] for part in parts), *parts[0][1:]]
+def _file_shape(parts: Sequence[torch.Size], entry: Entry) -> str:
+    """What the file should have held for parameters of these shapes."""
+    whole = torch.empty(sum(part[0] for part in parts), *parts[0][1:], device="meta")
+    return " + ".join(str(list(entry.how.save(part).shape)) for part in whole.chunk(len(entry.theirs)))
 
 
 def save(layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

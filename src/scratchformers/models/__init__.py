@@ -1,4 +1,4 @@
-"""One page per model; here, the list of them and `load`, which finds the page a checkpoint belongs to."""
+"""One page per model; here, the list of them, and `load` and `load_tokenizer`, which ask each page's layouts."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from scratchformers.checkpoints import files
 from scratchformers.checkpoints.pretrained import Config, Pretrained, read_config
 from scratchformers.models.gpt2 import GPT2
+from scratchformers.text import TextTokenizer, read_tokenizer
 
 CLASSES: tuple[type[Pretrained], ...] = (GPT2,)
 
@@ -40,3 +41,25 @@ def _named_by(config: Config | str | None) -> type[Pretrained] | None:
     """The only class that takes this config, or has a preset of this name."""
     found = [kind for kind in CLASSES if config in kind.presets or isinstance(config, kind.config_class)]
     return found[0] if len(found) == 1 else None
+
+
+def load_tokenizer(source: str | Path) -> TextTokenizer:
+    """The tokeniser of a checkpoint (folder or weights file), a vocabulary folder, or a file of one of them.
+
+    tokenizer.json is read as it is; what vocab.json and merges.txt mean, the checkpoint's model says, and without a
+    config.json beside them they are GPT-2's byte-level BPE.
+    """
+    source = Path(source)
+    folder = source.parent if source.is_file() else source
+    own_name = source.is_file() and source.suffix == ".json" and source.name not in ("vocab.json", "config.json")
+    file = source if own_name else folder / "tokenizer.json"
+    if file.is_file():
+        return read_tokenizer(file)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if not (vocab.is_file() and merges.is_file()):
+        raise FileNotFoundError(f"{source} holds no tokeniser: expected tokenizer.json, or vocab.json and merges.txt.")
+    readers = {layout.model_type: layout.tokenizer for kind in CLASSES for layout in kind.layouts if layout.tokenizer}
+    said = read_config(folder).get("model_type", "gpt2")
+    if said not in readers:
+        raise ValueError(f"{folder} says model_type {said!r}: its vocab.json is read for {', '.join(readers)} only.")
+    return readers[said](vocab, merges)

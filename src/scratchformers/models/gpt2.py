@@ -15,6 +15,7 @@ from scratchformers.cache import Cache, last, place
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import TRANSPOSED, Layout, Row
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu_tanh
+from scratchformers.text import byte_level_bpe
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,6 @@ def write(config: GPT2Config) -> dict[str, Any]:
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **dropouts}
 
 
-GPT2.layouts = (Layout("gpt2", ROWS, read, write, signature="wte.weight", prefix="transformer."),)
+GPT2.layouts = (
+    Layout("gpt2", ROWS, read, write, signature="wte.weight", prefix="transformer.", tokenizer=byte_level_bpe),
+)

@@ -49,13 +49,13 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def draw(path: Path, picture: Path, *, trivial: float | None = None, title: str = "") -> None:
+def draw(path: Path, picture: Path, *, trivial: float | None = None, unit: str = "", title: str = "") -> None:
     """The loss of every step, its running mean, the validation losses, and the loss of knowing nothing."""
     import matplotlib.figure
 
     records = read(path)
     steps = [record for record in records if "loss" in record]
-    valid = [record for record in records if "valid_loss" in record]
+    valid = [record for record in records if record.get("valid_loss") is not None]
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     x, loss = [record["step"] for record in steps], [record["loss"] for record in steps]
@@ -67,7 +67,7 @@ def draw(path: Path, picture: Path, *, trivial: float | None = None, title: str 
     )  # fmt: skip
     if trivial is not None:
         axes.axhline(trivial, color="grey", linestyle=":", label=f"knowing nothing: {trivial:.2f}")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel=f"loss (nats per {unit})" if unit else "loss", title=title)
     axes.legend()
     write_atomically(picture, lambda file: figure.savefig(file, format="png", dpi=120))
 

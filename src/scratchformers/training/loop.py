@@ -16,6 +16,7 @@ from scratchformers.training.data import Sampler
 from scratchformers.training.log import Log, Record, draw
 
 Batch = dict[str, Tensor]
+STATE = {"best", "data", "scaler", "schedule"}  # of a run, beside its tensors and its step
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Settings:
         for name, value in vars(self).items():
             if not isinstance(value, str) and not least.get(name, 0) <= value < math.inf:
                 raise ValueError(f"{name} is {value}: expected at least {least.get(name, 0)}.")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed is {self.seed}: expected less than 2**63.")
         if self.autocast not in ("off", "bf16", "fp16"):
             raise ValueError(f"autocast is {self.autocast!r}: expected off, bf16 or fp16.")
         for name in ("beta1", "beta2"):
@@ -56,6 +59,7 @@ class Task(Protocol):
     model: Any
     rows: int  # examples in an epoch
     trivial: float  # the loss of knowing nothing
+    unit: str  # what a target is: a token, a picture
 
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
         """The examples (epoch, row) of one micro-batch."""
@@ -125,7 +129,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler = Sampler(task.rows, seed=settings.seed)
         self.step, self.best = 0, math.inf
-        found = state.newest(folder / "checkpoints") if resume else None
+        found = state.newest(folder / "checkpoints", STATE) if resume else None
         if found is not None:
             self._restore(*found)
 
@@ -160,7 +164,7 @@ class Run:
                 if done or self.step % self.settings.eval_every == 0:
                     record = self._evaluate()
                     log.write(record)
-                    draw(log.path, self.folder / "loss.png", trivial=self.task.trivial, title=self.title)
+                    self._draw(log.path)
                     yield record
                 if done or self.step % self.settings.save_every == 0:
                     log.sync()
@@ -185,8 +189,8 @@ class Run:
             loss += float(part.detach())
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip or math.inf))
-        usual = self.scaler.is_enabled()  # fp16 skips a step whose gradient overflows, and scales less
-        if not math.isfinite(loss) or not (usual or math.isfinite(norm)):
+        skips = self.scaler.is_enabled()  # fp16 skips a step whose gradient overflows, and scales less from then on
+        if not math.isfinite(loss) or not (skips or math.isfinite(norm)):
             raise ValueError(f"The loss is {loss} and its gradient {norm} at step {self.step}: try a lower lr.")
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -196,15 +200,15 @@ class Run:
         return record | ({"trivial_loss": task.trivial} if self.step == 1 else {})
 
     def _evaluate(self) -> Record:
-        """Validation loss and a sample; the model is saved if it is the best so far."""
+        """Validation loss and a sample; the model is saved if it is the best so far, or the last and none was."""
         loss = evaluate(self.task, self.device, autocast=self.settings.autocast)
-        record = {
-            "step": self.step,
-            "valid_loss": loss,
-            "best": loss < self.best,
-            "sample": self.task.sample(self.task.model),
-        }
-        if loss < self.best:
+        best = loss < self.best
+        if best:
             self.best = loss
+        if best or (self.finished and self.best == math.inf):
             self.task.model.save_pretrained(self.folder / "model")
-        return record
+        shown = loss if math.isfinite(loss) else None
+        return {"step": self.step, "valid_loss": shown, "best": best, "sample": self.task.sample(self.task.model)}
+
+    def _draw(self, log: Path) -> None:
+        draw(log, self.folder / "loss.png", trivial=self.task.trivial, unit=self.task.unit, title=self.title)

@@ -2,26 +2,49 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scratchformers.checkpoints.pretrained import Config, Generation, Pretrained
+from scratchformers.checkpoints.pretrained import Generation, Pretrained
 from scratchformers.generate import generate
-from scratchformers.models.gpt2 import GPT2
-from scratchformers.text import TextTokenizer
-from scratchformers.training.data import Windows, to_stream
-from scratchformers.training.loop import Batch, Settings
+from scratchformers.models import load_tokenizer
+from scratchformers.models.gpt2 import GPT2, GPT2Config
+from scratchformers.text import TextTokenizer, characters
+from scratchformers.training.data import Windows, digest, read_texts, to_stream
+from scratchformers.training.loop import Batch, Settings, Task
 
+CHARACTERS = "characters"
 EVALUATED = 1024  # windows of the validation text at most, evenly spread, so that evaluation stays short
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. None means: as the recipe, or the run to be resumed, has it."""
+
+    recipe: str
+    out: Path
+    data: Path | None = None
+    valid: Path | None = None
+    preset: str | None = None
+    tokenizer: str | None = None
+    given: Mapping[str, str] = field(default_factory=dict)  # settings and fields of the model, as written
+    device: str = "cpu"
+    threads: int = 0
+
+
+Facts = dict[str, dict[str, Any]]  # by what: the sha256 of it, and what there is to say
 
 
 class NextToken:
     """Each token from those before it, on a stream of text."""
+
+    unit = "token"
 
     def __init__(self, model: Any, tokenizer: TextTokenizer, train: Tensor, valid: Tensor, settings: Settings):
         length = model.config.length
@@ -65,9 +88,38 @@ class NextToken:
         return self.tokenizer.decode(ids[0].tolist())
 
 
+def prepare_text(request: Request, settings: Settings, fields: Mapping[str, Any]) -> tuple[NextToken, Facts]:
+    """A new GPT-2 and its text; the last tenth of the text is held out where no validation text is given."""
+    if request.data is None:
+        raise ValueError("There is nothing to train on: pass --data FILE_OR_FOLDER.")
+    texts = read_texts(request.data)
+    held_out = None if request.valid is None else read_texts(request.valid)
+    if request.tokenizer in (None, CHARACTERS):
+        tokenizer = characters([*texts, *(held_out or [])], end=len(texts) > 1)
+    else:
+        tokenizer = load_tokenizer(request.tokenizer)
+    stream = to_stream(texts, tokenizer)
+    cut = len(stream) * 9 // 10
+    train, valid = (stream[:cut], stream[cut:]) if held_out is None else (stream, to_stream(held_out, tokenizer))
+    torch.manual_seed(settings.seed)
+    model = GPT2(GPT2Config(**{**fields, "vocab": tokenizer.vocab})).to(request.device)
+    if tokenizer.end is not None:
+        model.generation = Generation(start=tokenizer.end, end=(tokenizer.end,))
+    model.assets = tokenizer.files
+    task = NextToken(model, tokenizer, train, valid, settings)
+    return task, {
+        "data": {"sha256": digest(texts), "tokens": len(train)},
+        "valid": {"sha256": digest(held_out or []), "tokens": len(valid)},
+        "tokenizer": {"sha256": tokenizer.digest(), "vocab": tokenizer.vocab},
+    }
+
+
 @dataclass(frozen=True)
 class Recipe:
+    """`prepare` makes of a request what is trained, and the facts by which a resumed run knows its data again."""
+
     model: type[Pretrained]
+    prepare: Callable[[Request, Settings, Mapping[str, Any]], tuple[Task, Facts]]
     presets: Mapping[str, Mapping[str, Any]]  # settings that go with the model's preset of the same name
     default: str = "tiny"
 
@@ -76,6 +128,7 @@ _PUBLISHED = {"batch": 8, "lr": 3e-4, "beta2": 0.95, "warmup": 200}
 RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(
         GPT2,
+        prepare_text,
         {
             "tiny": {"steps": 400, "batch": 24, "lr": 6e-3, "warmup": 40, "eval_every": 100, "save_every": 100},
             "mini": {"steps": 2000, "batch": 16, "lr": 2e-3},
@@ -110,25 +163,3 @@ def parse(name: str, given: Mapping[str, str]) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"{key}={text} is no {'whole ' if kinds[key] is int else ''}number.") from None
     return parsed
-
-
-def next_token(
-    settings: Settings,
-    config: Config,
-    *,
-    kind: type[Pretrained],
-    tokenizer: TextTokenizer,
-    texts: list[str],
-    held_out: list[str] | None,
-    device: str,
-) -> NextToken:
-    """A new model and its data; the last tenth of the text is held out where no validation text is given."""
-    stream = to_stream(texts, tokenizer)
-    cut = len(stream) * 9 // 10
-    train, valid = (stream[:cut], stream[cut:]) if held_out is None else (stream, to_stream(held_out, tokenizer))
-    torch.manual_seed(settings.seed)
-    model = kind(config).to(device)
-    if tokenizer.end is not None:
-        model.generation = Generation(start=tokenizer.end, end=(tokenizer.end,))
-    model.assets = tokenizer.files
-    return NextToken(model, tokenizer, train, valid, settings)

@@ -3,7 +3,6 @@
 import dataclasses
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,8 @@ import torch
 
 from scratchformers import __version__
 from scratchformers.checkpoints import files
-from scratchformers.text import TextTokenizer, characters, load_tokenizer
-from scratchformers.training.data import digest, read_texts
 from scratchformers.training.loop import Run, Settings
-from scratchformers.training.recipes import RECIPES, configure, next_token, parse
-
-CHARACTERS = "characters"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for. None means: as the recipe, or the run to be resumed, has it."""
-
-    recipe: str
-    out: Path
-    data: Path | None = None
-    valid: Path | None = None
-    preset: str | None = None
-    tokenizer: str | None = None
-    given: Mapping[str, str] = field(default_factory=dict)
-    device: str = "cpu"
-    threads: int = 0
+from scratchformers.training.recipes import RECIPES, Request, configure, parse
 
 
 def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]:
@@ -40,65 +20,53 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     Raises ValueError or FileNotFoundError if the folder holds another run, or anything asked for does not fit.
     """
     saved = _saved(request.out, resume=resume)
+    recipe = RECIPES[request.recipe]
     if saved is None:
         settings, fields = configure(request.recipe, request.preset, request.given)
     else:
         request = _same_request(request, saved)
         settings, fields = Settings(**saved["settings"]), saved["model"]
-    if request.data is None:
-        raise ValueError("There is nothing to train on: pass --data FILE_OR_FOLDER.")
-    texts = read_texts(request.data)
-    held_out = None if request.valid is None else read_texts(request.valid)
-    tokenizer = _tokenizer(request.tokenizer, [*texts, *(held_out or [])], several=len(texts) > 1)
     threads = settings.threads or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
-    kind = RECIPES[request.recipe].model
-    config = kind.config_class(**{**fields, "vocab": tokenizer.vocab})
-    task = next_token(
-        settings, config, kind=kind, tokenizer=tokenizer, texts=texts, held_out=held_out, device=request.device
-    )
+    task, data = recipe.prepare(request, settings, fields)
     facts = {
         "recipe": request.recipe,
-        "preset": request.preset or RECIPES[request.recipe].default,
-        "data": {"path": str(request.data.absolute()), "sha256": digest(texts), "tokens": len(task.train.stream)},
-        "valid": {
-            "path": None if request.valid is None else str(request.valid.absolute()),
-            "sha256": digest(held_out or []),
-            "tokens": len(task.held_out),
-        },
-        "tokenizer": {
-            "name": request.tokenizer or CHARACTERS,
-            "sha256": digest([text.decode("utf-8") for text in tokenizer.files.values()]),
-            "vocab": tokenizer.vocab,
-        },
+        "preset": request.preset or recipe.default,
+        "paths": {name: _absolute(getattr(request, name)) for name in ("data", "valid", "tokenizer")},
+        **data,
         "settings": dataclasses.asdict(settings),
-        "model": dataclasses.asdict(config),
+        "model": dataclasses.asdict(task.model.config),
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "device": request.device,
         "versions": {"scratchformers": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     if saved is not None:
-        _same_facts(facts, saved, request.out)
+        _same_data(data, saved, request.out)
         files.remove_temporary(request.out)
-    run = Run(task, settings, request.out, resume=resume, title=f"{request.recipe} on {request.data.name}")
+    title = request.recipe if request.data is None else f"{request.recipe} on {request.data.name}"
+    run = Run(task, settings, request.out, resume=resume, title=title)
     if saved is None:
         files.write_json(request.out / "config.json", facts)
-    return run, _notes(run, resume, saved, facts)
+    return run, _notes(run, saved, facts) if resume else []
 
 
-def _notes(run: Run, resume: bool, saved: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
-    if not resume:
-        return []
+def _absolute(path: Path | str | None) -> str | None:
+    """So that a run can be resumed from any folder; a name that is no path stays as it is."""
+    if path is None:
+        return None
+    return str(Path(path).absolute()) if Path(path).exists() else str(path)
+
+
+def _notes(run: Run, saved: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
     if run.step == 0:
         return [f"{run.folder} holds no complete checkpoint: starting anew."]
     if run.finished:
         return [f"The run in {run.folder} is finished ({run.step} steps): its model is {run.folder / 'model'}."]
     notes = [f"Resuming at step {run.step} of {run.settings.steps}."]
-    if saved is not None and saved["versions"] != facts["versions"]:
-        notes.append(
-            f"Begun with {saved['versions']}, resumed with {facts['versions']}: losses may differ in the last digits."
-        )
+    for name in ("device", "versions"):
+        if saved is not None and saved[name] != facts[name]:
+            notes.append(f"Begun with {saved[name]}, resumed with {facts[name]}: losses may differ in the last digits.")
     return notes
 
 
@@ -111,17 +79,32 @@ def _saved(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     if "recipe" in saved and "settings" in saved:
         if not resume:
             raise ValueError(f"{folder} holds another run: choose another --out, or pass --resume to go on with it.")
+        _check_facts(saved, path)
         return saved
     if folder.is_dir() and any(not (p.name.startswith(".") and p.name.endswith(".tmp")) for p in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run: choose another --out.")
     return None
 
 
+def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
+    """Raises ValueError unless this version could have written them."""
+    try:
+        settings = {field.name for field in dataclasses.fields(Settings)}
+        fields = {field.name for field in dataclasses.fields(RECIPES[saved["recipe"]].model.config_class)}
+        there = {"preset", "paths", "device", "versions"} <= saved.keys() and isinstance(saved["paths"], dict)
+        whole = there and saved["settings"].keys() == settings and saved["model"].keys() == fields
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged, or of another version of this program: it cannot be resumed.")
+
+
 def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
     """The request with what was left out taken from the run. Raises ValueError where both say something else."""
-    asked = {"recipe": request.recipe, "preset": request.preset, "tokenizer": request.tokenizer}
-    has = {"recipe": saved["recipe"], "preset": saved["preset"], "tokenizer": saved["tokenizer"]["name"]}
-    differs = [f"{name} {has[name]}, not {value}" for name, value in asked.items() if value not in (None, has[name])]
+    asked = {"recipe": request.recipe, "preset": request.preset}
+    differs = [
+        f"{name} {saved[name]}, not {value}" for name, value in asked.items() if value not in (None, saved[name])
+    ]
     if not differs:
         known = {**saved["settings"], **saved["model"]}
         given = parse(request.recipe, request.given).items()
@@ -130,25 +113,17 @@ def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
         raise ValueError(
             f"The run in {request.out} has {'; '.join(differs)}: resume it as it is, or choose another --out."
         )
-    valid = saved["valid"]["path"]
+    paths = {name: None if path is None else Path(path) for name, path in saved["paths"].items()}
     return dataclasses.replace(
         request,
-        preset=has["preset"],
-        tokenizer=has["tokenizer"],
-        data=request.data or Path(saved["data"]["path"]),
-        valid=request.valid or (None if valid is None else Path(valid)),
+        preset=saved["preset"],
+        data=request.data or paths.get("data"),
+        valid=request.valid or paths.get("valid"),
+        tokenizer=request.tokenizer or saved["paths"].get("tokenizer"),
     )
 
 
-def _same_facts(facts: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:
-    for name in ("data", "valid", "tokenizer"):
-        if facts[name]["sha256"] != saved[name]["sha256"]:
-            raise ValueError(
-                f"The {name} is not what the run in {folder} began with: resume with the same, or begin anew."
-            )
-
-
-def _tokenizer(name: str | None, texts: list[str], *, several: bool) -> TextTokenizer:
-    if name in (None, CHARACTERS):
-        return characters(texts, end=several)
-    return load_tokenizer(name)
+def _same_data(data: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:
+    for name, facts in data.items():
+        if facts["sha256"] != saved.get(name, {}).get("sha256"):
+            raise ValueError(f"The {name} is not what the run in {folder} began with: resume it with the same.")

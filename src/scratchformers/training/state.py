@@ -5,7 +5,6 @@ A checkpoint is a folder `step-N`: `state.safetensors` with flat names (`model.<
 written under another name and renamed, so that a folder called step-N is complete.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -58,14 +57,14 @@ def _steps(folder: Path) -> Iterator[int]:
             yield int(path.name.removeprefix("step-"))
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The newest checkpoint that can be read, as its JSON and its tensors; None if there is none."""
+def newest(folder: Path, keys: set[str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest checkpoint that can be read and says `keys`, as its JSON and its tensors; None if there is none."""
     for step in sorted(_steps(folder), reverse=True):
         path = folder / f"step-{step}"
         try:
-            return json.loads((path / "state.json").read_text(encoding="utf-8")), files.read_tensors(
-                path / "state.safetensors"
-            )
+            rest = files.read_json(path / "state.json")
+            if rest.keys() >= {"step", *keys}:
+                return rest, files.read_tensors(path / "state.safetensors")
         except (ValueError, FileNotFoundError):
             continue
     return None
@@ -78,8 +77,7 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
         found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        on_device = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in found.items()}
-        optimizer.state[parameter] = on_device
+        optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in found.items()}
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"].clone())
