@@ -359,6 +359,14 @@ def test_stacked_renamed_and_dropped_rows_go_both_ways():
     assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
+def test_stacked_tensors_of_unlike_shapes_are_an_error_even_if_their_sum_fits():
+    theirs = {"a.weight": torch.rand(2, 2), "b.weight": torch.rand(4, 2), "norm.gamma": torch.rand(5)}
+    shapes = {"joined.weight": torch.Size([6, 2]), "norm.weight": torch.Size([5])}
+    said = r"a.weight \+ b.weight has shape \[2, 2\] \+ \[4, 2\], expected \[3, 2\] \+ \[3, 2\]"
+    with pytest.raises(ValueError, match=said):
+        tables.load(Two.layout, theirs, shapes)
+
+
 def test_a_table_that_would_lose_a_parameter_cannot_save():
     with pytest.raises(AssertionError, match="saves \\['forgotten'\\]"):
         tables.save(

@@ -63,6 +63,26 @@ def test_complete_writes_at_most_64_tokens_or_the_room_left(capsys, folder):
     assert len(json.loads(out)["ids"]) == 40 - 7
 
 
+def test_64_tokens_where_there_is_room(tmp_path, folder):
+    model = sf.GPT2(sf.GPT2Config(vocab=sf.load(folder).config.vocab, length=200, dim=16, depth=1, heads=2))
+    assert len(sf.Completer(model, sf.load_tokenizer(folder))("3").ids) == 64
+
+
+def test_stop_ids_end_a_completion(folder):
+    completer = sf.Completer.from_pretrained(folder)
+    free = completer("3 times", max_new_tokens=20)
+    stopped = completer("3 times", max_new_tokens=20, stop=[free.ids[4]])
+    assert stopped.reason == "end"
+    assert stopped.ids == free.ids[: free.ids.index(free.ids[4])]
+
+
+def test_filters_without_drawing_are_said_to_do_nothing(capsys, folder):
+    code, out, error = run(capsys, "complete", "3", "--model", folder, "--top-k", 5, "--max-new-tokens", 3)
+    assert code == 0
+    assert len(out) == 5
+    assert "needs a --temperature above 0" in error
+
+
 def test_complete_as_json_and_with_a_seed(capsys, folder):
     arguments = ("complete", "3", "--model", folder, "--json", "--temperature", "1.5", "--top-k", "9", "--top-p", "0.9")
     _, first, _ = run(capsys, *arguments, "--seed", 1)
@@ -85,6 +105,8 @@ def test_complete_as_json_and_with_a_seed(capsys, folder):
         (["3", "--temperature", "1", "--top-p", "1.5"], "top_p is 1.5"),
         (["3", "--temperature", "1", "--top-k", "0"], "top_k is 0"),
         (["3", "--device", "toaster"], "device 'toaster'"),
+        (["3", "--device", "meta"], "device 'meta'"),
+        (["3", "--seed", str(2**70)], "seed is"),
     ],
 )
 def test_complete_refuses_in_a_sentence(capsys, folder, arguments, said):

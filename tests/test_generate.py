@@ -123,6 +123,29 @@ def test_the_checkpoints_own_end_is_honoured(published, model):
     assert (ours[:, 3:] == reference.END).any(), "no row ended: the test shows nothing"
 
 
+def test_finished_rows_are_filled_with_the_pad_id_where_there_is_one(model):
+    from dataclasses import replace
+
+    ids = reference.ids(64, 3)
+    model.generation = replace(model.generation, pad=88)
+    out = sf.generate(model, ids, max_new_tokens=40)[:, 3:].tolist()
+    ended = [row for row in out if reference.END in row[:-1]]
+    assert ended
+    assert all(set(row[row.index(reference.END) + 1 :]) == {88} for row in ended)
+
+
+def test_a_tiny_temperature_overflows_nothing(model):
+    ids = reference.ids(2, 5)
+    greedy = sf.generate(model.float(), ids, max_new_tokens=9, stop=())
+    assert torch.equal(sf.generate(model, ids, max_new_tokens=9, stop=(), temperature=1e-40), greedy)
+
+
+def test_room_is_counted_on_what_the_model_starts_with(model):
+    """An encoder-decoder starts from one token, however long its source."""
+    model.start = lambda ids, keep: (ids[:, :1], None, model.step)
+    assert sf.generate(model, reference.ids(2, 50), max_new_tokens=20, stop=()).shape == (2, 21)
+
+
 def test_dropout_is_off_while_sampling_and_the_mode_comes_back():
     model = sf.GPT2(sf.GPT2Config(vocab=31, length=40, dim=20, depth=2, heads=2, dropout=0.5)).train()
     ids = torch.randint(31, (1, 5))

@@ -213,6 +213,31 @@ def test_configs_are_checked_when_made():
         sf.GPT2Config(hiden=3)
 
 
+def test_branches_that_end_in_the_residual_begin_smaller():
+    torch.manual_seed(0)
+    model = sf.GPT2(sf.GPT2Config(vocab=101, length=50, dim=200, depth=8, heads=2))
+    assert float(model.token.weight.std()) == pytest.approx(0.02, rel=0.05)
+    block = model.blocks[3]
+    for linear, std in (
+        (block.attention.q, 0.02),
+        (block.mlp.up, 0.02),
+        (block.attention.out, 0.005),
+        (block.mlp.down, 0.005),
+    ):
+        assert float(linear.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert (linear.bias == 0).all()
+
+
+@pytest.mark.unhooked  # the hook would refuse the shapes before we do
+@pytest.mark.parametrize(
+    "keep", [torch.ones(2, 6).bool(), torch.ones(2, 1).bool(), torch.ones(2, 5).long(), torch.ones(2, 5)]
+)
+def test_a_keep_that_does_not_fit_the_ids_is_refused(model, keep):
+    """transformers takes the mask of everything so far; ours covers the ids passed now, and must not broadcast."""
+    with pytest.raises(ValueError, match=r"keep is .*expected booleans of shape \[2, 5\]"):
+        model(reference.ids(2, 5), keep=keep)
+
+
 def test_it_learns_one_batch_by_heart_and_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
     model, ids = sf.GPT2(TINY), torch.randint(31, (4, 18))

@@ -98,6 +98,13 @@ def test_the_threads_of_the_run_are_kept(whole):
     assert json.loads((whole[1] / "config.json").read_text())["settings"]["threads"] == 2
 
 
+def test_threads_and_mkl_are_fixed_before_torch_loads():
+    code = "import os, sys; from scratchformers.cli import fix_threads; assert fix_threads('3') == 3\n"
+    code += "assert 'torch' not in sys.modules; import torch\n"
+    code += "assert torch.get_num_threads() == 3 and os.environ['MKL_DYNAMIC'] == 'FALSE'"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_finished_run_says_so_and_exits_0(whole):
     code, said, _ = finish(train(*whole, "--resume"))
     assert code == 0

@@ -435,3 +435,89 @@ def test_an_out_that_holds_something_else_is_left_alone(data, tmp_path):
         open_run(request(data, tmp_path / "mine"))
     with pytest.raises(ValueError, match="is a file"):
         open_run(request(data, data))
+
+
+# --- the arithmetic of a step
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_steps_are_adamw_by_hand_under_the_schedule(tmp_path, clip):
+    """Loshchilov and Hutter 2019, algorithm 2, written out: betas, decay, bias correction, clipping, learning rate."""
+    settings = Settings(
+        steps=3, batch=5, lr=0.01, lr_end=0.2, warmup=2, weight_decay=0.3, beta1=0.8, beta2=0.9, clip=clip
+    )
+    task, twin = Ragged(), Ragged()
+    run = Run(task, settings, tmp_path)
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in twin.model.named_parameters()}
+    sampler = Sampler(5, seed=0)
+    for step in (1, 2, 3):
+        run.step = step
+        assert run._train()["lr"] == learning_rate(step, settings)
+        batch = twin.batch(sampler.take(5))
+        twin.model.zero_grad()
+        (twin.loss(twin.model, batch) / twin.targets(batch)).backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in twin.model.parameters()))
+        scale = min(1.0, clip / (float(norm) + 1e-6)) if clip else 1.0
+        rate = learning_rate(step, settings)
+        with torch.no_grad():
+            for name, p in twin.model.named_parameters():
+                first, second = moments[name]
+                first.mul_(0.8).add_(0.2 * scale * p.grad)
+                second.mul_(0.9).add_(0.1 * (scale * p.grad) ** 2)
+                p.mul_(1 - rate * (0.3 if p.ndim == 2 else 0.0))
+                p.sub_(rate * (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-8))
+    for a, b in zip(task.model.parameters(), twin.model.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_defaults_are_the_ones_stated():
+    settings = Settings()
+    assert (settings.lr_end, settings.weight_decay, settings.clip, settings.beta1, settings.beta2) == (
+        0.1,
+        0.1,
+        1.0,
+        0.9,
+        0.99,
+    )
+
+
+def test_autocast_computes_in_the_other_type(data, tmp_path):
+    run, _ = open_run(request(data, tmp_path / "run", autocast="bf16"))
+    seen = []
+    run.task.model.blocks[0].mlp.up.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    next(iter(run))
+    assert seen == [torch.bfloat16]
+
+
+def test_fp16_is_resumed_with_its_scale(data, tmp_path):
+    run_all(data, tmp_path / "whole", autocast="fp16")
+    run, _ = open_run(request(data, tmp_path / "cut", autocast="fp16"))
+    for record in run:
+        if record["step"] == 5:
+            break
+    saved = json.loads((tmp_path / "cut" / "checkpoints" / "step-4" / "state.json").read_text(encoding="utf-8"))
+    assert saved["scaler"]["scale"] > 1
+    again, _ = open_run(request(data, tmp_path / "cut", autocast="fp16"), resume=True)
+    assert again.scaler.state_dict() == saved["scaler"]
+    list(again)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_the_sample_continues_held_out_text_by_the_same_draw(data, tmp_path):
+    run, _ = open_run(request(data, tmp_path / "run"))
+    task = run.task
+    before = torch.get_rng_state()
+    first = task.sample(task.model)
+    assert first == task.sample(task.model)
+    assert torch.equal(torch.get_rng_state(), before), "training draws on as if nobody had looked"
+    assert first.startswith(TEXT[len(TEXT) * 9 // 10 :][:4])
+
+
+def test_validation_of_a_long_text_is_spread_evenly(monkeypatch):
+    from scratchformers.training import recipes
+
+    monkeypatch.setattr(recipes, "EVALUATED", 4)
+    model = sf.GPT2(sf.GPT2Config(vocab=1000, length=10, dim=8, depth=1, heads=2))
+    stream = torch.arange(401, dtype=torch.int32)
+    task = NextToken(model, characters(["a"]), stream, stream, Settings(batch=3))
+    assert [int(row[0]) for batch in task.valid() for row in batch["ids"]] == [0, 100, 200, 300]
