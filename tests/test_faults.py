@@ -72,11 +72,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", range(6))
-def test_a_save_that_is_killed_never_leaves_a_config_beside_other_weights(tmp_path, monkeypatch, at):
-    """Two models that differ only in their heads: no shape would give the mixture away."""
-    models = [sf.GPT2(sf.GPT2Config(vocab=11, length=9, dim=8, depth=1, heads=heads)).eval() for heads in (2, 4)]
-    models[0].save_pretrained(tmp_path)
+def killing(at):
+    """Wraps functions so that the call number `at`, counted over all of them, is where the process dies."""
     steps = iter(range(100))
 
     def counted(function):
@@ -87,6 +84,15 @@ def test_a_save_that_is_killed_never_leaves_a_config_beside_other_weights(tmp_pa
 
         return call
 
+    return counted
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_save_that_is_killed_never_leaves_a_config_beside_other_weights(tmp_path, monkeypatch, at):
+    """Two models that differ only in their heads: no shape would give the mixture away."""
+    models = [sf.GPT2(sf.GPT2Config(vocab=11, length=9, dim=8, depth=1, heads=heads)).eval() for heads in (2, 4)]
+    models[0].save_pretrained(tmp_path)
+    counted = killing(at)
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", counted(os.replace))
         patch.setattr(files.Path, "unlink", counted(files.Path.unlink))
@@ -105,16 +111,7 @@ def test_a_checkpoint_that_is_killed_anywhere_is_whole_or_not_there(data, tmp_pa
     run_all(data, tmp_path / "whole")
     from scratchformers.training import state
 
-    steps = iter(range(100))
-
-    def counted(function):
-        def call(*arguments, **settings):
-            if next(steps) == at:
-                raise Killed
-            return function(*arguments, **settings)
-
-        return call
-
+    counted = killing(at)
     begun, _ = open_run(request(data, tmp_path / "cut"))
     with monkeypatch.context() as patch:
         patch.setattr(state.files, "write_tensors", counted(files.write_tensors))
