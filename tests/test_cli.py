@@ -104,7 +104,7 @@ def test_complete_as_json_and_with_a_seed(capsys, folder):
         (["3", "--temperature", "nan"], "temperature is nan"),
         (["3", "--temperature", "1", "--top-p", "1.5"], "top_p is 1.5"),
         (["3", "--temperature", "1", "--top-k", "0"], "top_k is 0"),
-        (["3", "--device", "toaster"], "device 'toaster'"),
+        (["3", "--device", "toaster"], "no device 'toaster': expected cpu"),
         (["3", "--device", "meta"], "device 'meta'"),
         (["3", "--seed", str(2**70)], "seed is"),
     ],

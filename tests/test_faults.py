@@ -354,3 +354,58 @@ def test_a_demo_that_was_killed_runs_again(capsys, tmp_path, short_demo):
     assert run(capsys, "demo", "--out", tmp_path / "demo")[0] == 0
     assert (tmp_path / "demo" / "gpt2" / "model").is_dir()
     assert "no folder" in refused(capsys, "demo", "--out", tmp_path / "demo" / "index.html")
+
+
+# --- what a stranger tried
+
+
+def test_weights_that_are_no_numbers_are_said(capsys, tmp_path):
+    tokenizer = characters(["abc"])
+    model = sf.GPT2(sf.GPT2Config(vocab=3, length=9, dim=4, depth=1, heads=1))
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    model.assets = tokenizer.files
+    model.save_pretrained(tmp_path)
+    for temperature in ("0", "1"):
+        arguments = ("complete", "a", "--model", tmp_path, "--temperature", temperature)
+        assert "scores are not numbers" in refused(capsys, *arguments)
+
+
+def test_weights_of_integers_are_refused(folder):  # noqa: F811
+    tensors = tensors_of(folder)
+    tensors["transformer.ln_f.bias"] = torch.zeros(39, dtype=torch.int64)
+    files.write_tensors(folder / "model.safetensors", tensors)
+    fails(folder, ["ln_f.bias holds int64, expected floating point"])
+
+
+def test_a_model_that_does_not_fit_into_memory_is_a_sentence(capsys, data, tmp_path):  # noqa: F811
+    arguments = ("--data", data, "--out", tmp_path / "run", "--set", "dim=99999999", "--set", "heads=1")
+    assert "not enough memory" in refused(capsys, "train", "gpt2", *arguments)
+
+
+def test_the_shortest_context_trains(data, tmp_path):  # noqa: F811
+    assert run_all(data, tmp_path / "run", length=1)[0][-1]["step"] == 6
+
+
+def test_more_threads_than_any_machine_has_are_refused(data, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="threads is 100000: expected less than 257"):
+        open_run(request(data, tmp_path / "run", threads=100000))
+
+
+def test_the_folder_of_a_run_for_its_model_is_a_hint(capsys, data, tmp_path):  # noqa: F811
+    run_all(data, tmp_path / "run")
+    assert f"Did you mean {tmp_path / 'run' / 'model'}?" in refused(
+        capsys, "complete", "3", "--model", tmp_path / "run"
+    )
+
+
+def test_a_mistyped_out_is_not_taken_for_a_new_run(capsys, tmp_path):
+    assert "holds no run to resume" in refused(capsys, "train", "gpt2", "--out", tmp_path / "rnu", "--resume")
+
+
+def test_hidden_files_are_no_texts(tmp_path):
+    from scratchformers.training.data import read_texts
+
+    (tmp_path / "._a.txt").write_bytes(b"\xff")
+    (tmp_path / "a.txt").write_text("a")
+    assert read_texts(tmp_path) == ["a"]

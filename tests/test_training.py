@@ -418,7 +418,9 @@ def test_an_out_that_holds_something_else_is_left_alone(data, tmp_path):
     out = tmp_path / "run"
     run_all(data, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="holds another run: choose another --out, or pass --resume"):
+    with pytest.raises(
+        ValueError, match="holds another run: choose another --out, pass --resume to go on with it, or delete it"
+    ):
         open_run(request(data, out))
     with pytest.raises(ValueError, match="has steps 6, not 7"):
         open_run(request(data, out, steps=7), resume=True)

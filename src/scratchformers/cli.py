@@ -18,12 +18,12 @@ def auto_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"There is no device {name!r}: expected cpu, cuda, mps or auto.")
     try:
-        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("expected cpu, cuda, mps or auto.")
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"The device {name!r} is not available here: try cpu, or auto.") from None
     return name
 
 
@@ -86,7 +86,7 @@ class Train:
     valid: Annotated[Path | None, arg(metavar="PATH")] = None
     """Text to validate on; by default the last tenth of the data."""
     preset: str | None = None
-    """tiny (a minute on two cores), mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """tiny (the default: a minute on two cores), mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
     """`characters` (the default), or a folder or file with a tokeniser."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
@@ -217,7 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"scratchformers: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error).lower() and "out of memory" not in str(error).lower():
+            raise
+        print("scratchformers: There is not enough memory: choose a smaller model, batch or length.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("scratchformers: interrupted; a run goes on from its last checkpoint with --resume.", file=sys.stderr)
+        print("scratchformers: interrupted; `train --resume` goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0

@@ -45,6 +45,7 @@ def demo(out: Path, show: Callable[[Run], None]) -> Path:
     if (out / "index.html").is_dir() or out.is_file():
         raise ValueError(f"{out} is no folder to write a page into: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
+    (out / "index.html").unlink(missing_ok=True)  # it would speak of what is about to be made anew
     page = PAGE.format(sections="\n".join(section(out, show) for section in SECTIONS))
     files.write_bytes(out / "index.html", page.encode("utf-8"))
     return out / "index.html"
@@ -62,7 +63,7 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
     model, before = task.model, _continued(Completer(task.model, task.tokenizer))
     show(run)
     facts = {
-        "text": f"the prose of the language reference that comes with Python, {data.stat().st_size:,} bytes",
+        "text": f"the language reference that comes with Python, {data.stat().st_size:,} bytes",
         "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.config.depth} blocks of "
         f"{model.config.heads} heads, {model.config.length} characters of context",
         "training": f"{settings.steps} steps of {settings.batch} windows, {time.monotonic() - began:.0f} seconds on "
@@ -101,11 +102,11 @@ def _continued(completer: Completer) -> str:
 
 
 def python_reference() -> str:
-    """The prose of the pages that `help()` shows: no tables, no rules, no indentation."""
+    """The pages that `help()` shows, without their tables, rules and indentation."""
     from pydoc_data.topics import topics
 
     lines = (line.strip() for name in sorted(topics) for line in [*topics[name].splitlines(), ""])
-    prose = "\n".join(line for line in lines if not re.search(r"\||\S {2,}|^[^\w\"(*]", line))
+    prose = "\n".join(re.sub(" +", " ", line) for line in lines if not re.search(r"\||^[=+*-]{3}", line))
     return re.sub(r"\n{3,}", "\n\n", prose).strip()
 
 

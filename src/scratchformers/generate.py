@@ -41,6 +41,8 @@ def filter_logits(
 
 def choose(logits: Float[Tensor, "b vocab"], *, generator: torch.Generator | None, **settings: Any) -> Int[Tensor, "b"]:
     """The most probable id where the temperature is 0, else one drawn from the filtered distribution."""
+    if bool(logits.isnan().any()):
+        raise ValueError("The model's scores are not numbers: its weights hold NaN, or overflow in this precision.")
     if settings["temperature"] == 0:
         return logits.argmax(-1)
     probability = filter_logits(logits, **settings).softmax(-1)

@@ -31,11 +31,15 @@ def find_weights(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} does not exist: expected a folder with {' or '.join(WEIGHTS)}.")
+        raise FileNotFoundError(
+            f"{source} does not exist (nothing is downloaded): expected a folder with {' or '.join(WEIGHTS)}."
+        )
     for name in WEIGHTS:
         if (source / name).is_file():
             return source / name
-    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(WEIGHTS)} in it.")
+    inner = source / "model"  # as in the folder of a run
+    hint = f" Did you mean {inner}?" if inner.is_dir() else ""
+    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(WEIGHTS)} in it.{hint}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

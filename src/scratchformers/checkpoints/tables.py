@@ -122,6 +122,8 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
             found = " + ".join(str(list(tensors[name].shape)) for name in entry.theirs)
             wrong.append(f"{source} has shape {found}, expected {_file_shape(expected, entry)}")
             values = [torch.empty(shape, device="meta") for shape in expected]  # not missing, but wrong
+        elif not all(value.is_floating_point() for value in values):
+            wrong.append(f"{source} holds {str(values[0].dtype).removeprefix('torch.')}, expected floating point")
         for name, value in zip(entry.ours, values):
             if name in out and not (value is out[name] or torch.equal(value, out[name])):
                 wrong.append(f"{source} differs from another tensor of the file that should be the same")

@@ -41,6 +41,8 @@ PRESETS = {
 
 
 class GPT2(Pretrained):
+    """ids (b, t) to scores of the next token (b, t, vocab): `GPT2(config)`, `from_preset` or `from_pretrained`."""
+
     config: GPT2Config
     config_class = GPT2Config
     presets = PRESETS

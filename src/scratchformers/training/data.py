@@ -10,10 +10,14 @@ from scratchformers.text import TextTokenizer
 
 
 def read_texts(path: Path) -> list[str]:
-    """The text of a file, or of every .txt file below a folder in the order of their names."""
+    """The text of a file, or of every .txt file below a folder, hidden ones aside, in the order of their names."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a text file or a folder of .txt files.")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.is_file())
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*.txt") if file.is_file() and file.name[0] != ".")
+    )
     texts = [text for text in map(_read_text, files) if text]
     if not texts:
         raise ValueError(

@@ -44,8 +44,9 @@ class Settings:
         for name, value in vars(self).items():
             if not isinstance(value, str) and not least.get(name, 0) <= value < math.inf:
                 raise ValueError(f"{name} is {value}: expected at least {least.get(name, 0)}.")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}: expected less than 2**63.")
+        for name, limit in (("seed", 2**63), ("threads", 257)):
+            if getattr(self, name) >= limit:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected less than {limit}.")
         if self.autocast not in ("off", "bf16", "fp16"):
             raise ValueError(f"autocast is {self.autocast!r}: expected off, bf16 or fp16.")
         for name in ("beta1", "beta2"):

@@ -83,6 +83,8 @@ class NextToken:
         prompt = self.held_out[: max(1, min(16, length // 4))].long()[None]
         device = next(model.parameters()).device
         new = min(200, length - prompt.shape[1])
+        if new < 1:
+            return self.tokenizer.decode(prompt[0].tolist())
         draw = torch.Generator(device).manual_seed(0)
         ids = generate(model, prompt.to(device), max_new_tokens=new, temperature=0.8, stop=(), generator=draw)
         return self.tokenizer.decode(ids[0].tolist())

@@ -21,6 +21,8 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     """
     saved = _saved(request.out, resume=resume)
     recipe = RECIPES[request.recipe]
+    if resume and saved is None and request.data is None:
+        raise FileNotFoundError(f"{request.out} holds no run to resume: check --out, or pass --data to begin one.")
     if saved is None:
         settings, fields = configure(request.recipe, request.preset, request.given)
     else:
@@ -78,7 +80,9 @@ def _saved(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     saved = files.read_json(path) if path.is_file() else {}
     if "recipe" in saved and "settings" in saved:
         if not resume:
-            raise ValueError(f"{folder} holds another run: choose another --out, or pass --resume to go on with it.")
+            raise ValueError(
+                f"{folder} holds another run: choose another --out, pass --resume to go on with it, or delete it."
+            )
         _check_facts(saved, path)
         return saved
     if folder.is_dir() and any(not (p.name.startswith(".") and p.name.endswith(".tmp")) for p in folder.iterdir()):
