@@ -57,6 +57,12 @@ def test_attend_is_the_formula():
     )
 
 
+def test_a_misspelt_sentinel_is_not_taken_for_no_mask():
+    x = random(1, 2, 3, 4)
+    with pytest.raises(AttributeError):
+        attend(x, x, x, "casual")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_query_that_sees_nothing_gives_zero_and_finite_gradients(dtype):
     q, k, v = (torch.randn(2, 3, 5, 8, dtype=dtype, requires_grad=True) for _ in range(3))

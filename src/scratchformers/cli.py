@@ -43,9 +43,9 @@ class Complete:
     temperature: float = 0.0
     """0 takes the most probable token; above, tokens are drawn, the more freely the higher."""
     top_k: int | None = None
-    """Draw from the k most probable tokens only."""
+    """Draw from the k most probable tokens only; needs a temperature above 0."""
     top_p: float | None = None
-    """Draw from the smallest set of tokens that holds this much of the probability."""
+    """Draw from the smallest set of tokens that holds this much of the probability; needs a temperature above 0."""
     seed: int | None = None
     """Makes drawing repeatable."""
     device: str = "auto"

@@ -34,8 +34,8 @@ Heads = Float[Tensor, "b h s e"]
 def attend(q: Float[Tensor, "b h t e"], k: Heads, v: Heads, mask: Mask = None, dropout: float = 0.0) -> Tensor:
     """softmax(q k' / sqrt(e)) v (Vaswani et al. 2017, equation 1), as (b, h, t, e). A query that may attend to nothing
     gives 0: it sees everything and its output is zeroed, for a softmax over nothing makes all gradients NaN."""
-    if mask is None or isinstance(mask, str):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask == CAUSAL)
+    if mask is None or (isinstance(mask, str) and mask == CAUSAL):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask is not None)
     if not isinstance(mask, Tensor):
         return mask.attend(q, k, v, **({"dropout": dropout} if dropout else {}))
     some = mask.any(-1, keepdim=True)

@@ -22,13 +22,13 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and not (_is_id(value) and 0 < value < 2**31):
+            if field.type in (int, "int") and not (_is_int(value) and 0 < value < 2**31):
                 raise ValueError(f"{field.name} is {value!r}: expected a positive integer.")
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
 
 
-def _is_id(value: Any) -> bool:
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -46,7 +46,7 @@ class Generation:
         start, end, pad = (published.get(name) for name in DECODING)
         end = [] if end is None else end if isinstance(end, list) else [end]
         for value in (start, pad, *end):
-            if not (value is None or (_is_id(value) and 0 <= value < 2**31)):
+            if not (value is None or (_is_int(value) and 0 <= value < 2**31)):
                 raise ValueError(f"The checkpoint names {value!r} as a start, end or pad token: expected an id.")
         return cls(start, tuple(end), pad, published)
 
