@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 USE     = $(VENV)/.installed
 CHECK   = $(VENV)/.installed-for-tests
 
-.PHONY: help demo test lint types layers pytest format constraints clean
+.PHONY: help demo test lint types layers pytest replay format constraints clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -31,7 +31,7 @@ $(USE): EXTRAS = .
 $(USE): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 
-$(CHECK): EXTRAS = .[dev,refs]
+$(CHECK): EXTRAS = .[dev,refs,data]
 $(CHECK): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 
@@ -51,12 +51,16 @@ layers: $(CHECK)
 	$(BIN)/lint-imports
 
 # The modules whose signatures name shapes.
-SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.models,scratchformers.generate
+SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.models,scratchformers.generate
 
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)
 	$(BIN)/python -m pytest -n 2 -m "not unhooked" --jaxtyping-packages=$(SHAPED),beartype.beartype
 	$(BIN)/python -m pytest -m unhooked
+
+# The first steps of the committed training runs, on the text they learnt from, which is not committed.
+replay: $(USE)
+	$(BIN)/python benchmarks/tinyshakespeare.py $(DATA) --replay
 
 format: $(CHECK)
 	$(BIN)/ruff check --fix .

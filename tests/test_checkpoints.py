@@ -258,7 +258,8 @@ def test_a_tensor_under_two_names_is_refused(folder):
         ({"model_type": "bert"}, "says model_type 'bert': expected one of gpt2"),
         ({"activation_function": "gelu"}, "activation_function 'gelu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
-        ({"n_inner": 100}, "n_inner 100"),
+        ({"n_inner": 100}, "h.0.mlp.c_fc.weight has shape [39, 156], expected [39, 100]"),
+        ({"n_inner": 0}, "hidden is 0: expected a positive integer"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
         ({"n_head": 7}, "7 heads do not divide a width of 39"),
         ({"n_layer": 4}, "unknown: h.4."),
@@ -372,3 +373,37 @@ def test_a_table_that_would_lose_a_parameter_cannot_save():
         tables.save(
             Two.layout, {"joined.weight": torch.rand(6, 2), "norm.weight": torch.rand(5), "forgotten": torch.rand(1)}
         )
+
+
+def test_a_large_tensor_is_mapped_by_itself(published, monkeypatch):
+    """So that the memory it was read through goes when it has been copied."""
+    from scratchformers.checkpoints import files
+
+    path = published[1] / "model.safetensors"
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+    def mappings():
+        """Where the file would have to begin in memory for each tensor to stand where it does."""
+        tensors = files.read_tensors(path)
+        return len({value.data_ptr() - header[name]["data_offsets"][0] for name, value in tensors.items()})
+
+    assert mappings() == 1 or not files.MAPPED
+    monkeypatch.setattr(files, "LARGE", 97 * 39 * 8)
+    assert mappings() > 1
+    tensors = files.read_tensors(path)
+    assert all(
+        torch.equal(tensors[name], value) for name, value in published[0].state_dict().items() if name in tensors
+    )
+
+
+def test_the_token_table_is_kept_by_column_and_saved_by_row(published, tmp_path):
+    import scratchformers as sf
+    from scratchformers.checkpoints import files
+
+    model = sf.load(published[1], dtype=torch.float64)
+    assert model.token.weight.stride() == (1, 97)
+    model.save_pretrained(tmp_path)
+    (saved,) = [v for k, v in files.read_tensors(tmp_path / "model.safetensors").items() if k.endswith("wte.weight")]
+    assert saved.is_contiguous()
+    assert torch.equal(saved, published[0].transformer.wte.weight)

@@ -11,7 +11,7 @@ import torch
 from test_training import SMALL, TEXT
 
 import scratchformers as sf
-from scratchformers.cli import main
+from scratchformers.cli import auto_device, main
 from scratchformers.text import characters
 
 
@@ -166,6 +166,10 @@ def test_train_refuses_in_a_sentence(capsys, tmp_path):
     data.write_text(TEXT, encoding="utf-8")
     out = ("--out", tmp_path / "run")
     assert "does not exist" in refused(capsys, "train", "gpt2", "--data", tmp_path / "no.txt", *out)
+    assert "names no data set: expected hf:NAME" in refused(capsys, "train", "gpt2", "--data", "hf:", *out)
+    assert "add --tokenizer bpe" in refused(capsys, "train", "gpt2", "--data", data, *out, "--vocab", 300)
+    bpe = ("--tokenizer", "bpe", "--vocab")
+    assert "vocab is 256: expected at least 257" in refused(capsys, "train", "gpt2", "--data", data, *out, *bpe, 256)
     assert "pass --data" in refused(capsys, "train", "gpt2", *out)
     assert "no preset 'huge'" in refused(capsys, "train", "gpt2", "--data", data, *out, "--preset", "huge")
     assert "no setting 'stepz'" in refused(capsys, "train", "gpt2", "--data", data, *out, "--set", "stepz=3")
@@ -185,6 +189,29 @@ def test_a_typo_in_a_flag_ends_with_status_2_and_a_hint(capsys):
     code, out, error = run(capsys, "complete", "3", "--modle", "x")
     assert (code, out) == (2, "")
     assert "--model" in error
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert auto_device("auto") == device
+    assert auto_device("cpu") == "cpu"
+
+
+def test_the_help_of_train_names_every_preset(capsys):
+    from scratchformers.training.recipes import FINETUNE, RECIPES
+
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run(capsys, "train", "--help")[1]).split())
+    presets = re.search(r"tiny \(the default.*?sizes of the source", shown)
+    assert presets
+    for recipe in RECIPES.values():
+        for name in (*recipe.presets, FINETUNE):
+            assert re.search(rf"(?<![\w-]){name}(?![\w-])", presets[0]), name
+        assert f"{FINETUNE}: {recipe.finetune['steps']} steps" in presets[0]
 
 
 @pytest.mark.unhooked

@@ -320,11 +320,11 @@ def test_a_model_is_saved_even_if_validation_is_never_finite(data, tmp_path, mon
 
 
 def test_a_folder_named_like_a_text_does_not_stop_training(tmp_path):
-    from scratchformers.training.data import read_texts
+    from scratchformers.training.documents import read_texts
 
     (tmp_path / "x.txt").mkdir()
     (tmp_path / "y.txt").write_text("y")
-    assert read_texts(tmp_path) == ["y"]
+    assert list(read_texts(tmp_path)) == ["y"]
 
 
 # --- the demo
@@ -404,8 +404,8 @@ def test_a_mistyped_out_is_not_taken_for_a_new_run(capsys, tmp_path):
 
 
 def test_hidden_files_are_no_texts(tmp_path):
-    from scratchformers.training.data import read_texts
+    from scratchformers.training.documents import read_texts
 
     (tmp_path / "._a.txt").write_bytes(b"\xff")
     (tmp_path / "a.txt").write_text("a")
-    assert read_texts(tmp_path) == ["a"]
+    assert list(read_texts(tmp_path)) == ["a"]

@@ -74,6 +74,44 @@ def test_a_padded_row_is_the_row_alone(model, side):
     assert (model.encode(ids, keep=keep)[~keep] == 0).all()
 
 
+@pytest.mark.parametrize("keep", [
+    [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 0]],
+    [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 0]],
+    [[0, 0, 0, 0, 0]] * 4,
+])  # fmt: skip
+def test_without_padding_is_with_padding(model, keep, monkeypatch):
+    """Hidden states, gradients, and what a cache holds for the tokens after, whichever path was taken."""
+    from scratchformers.models import gpt2
+
+    ids, keep, more, found = reference.ids(4, 5), torch.tensor(keep).bool(), reference.ids(4, 3, seed=2), []
+    taken = gpt2.unpadded(keep, first=True, causal=True)
+    assert (taken is None) == (not bool(keep.any()))
+    for path in (gpt2.unpadded, lambda *_, **__: None):
+        monkeypatch.setattr(gpt2, "unpadded", path)
+        model.zero_grad()
+        states = model.encode(ids, keep=keep)
+        states.square().sum().backward()
+        cache = model.new_cache(4)
+        with torch.no_grad():
+            first, after = model(ids, keep=keep, cache=cache), model(more, cache=cache)
+        found.append([states, first, after, cache.next, cache.layers[1].k, *(p.grad for p in model.parameters())])
+        found[-1][4] = found[-1][4].masked_fill(~cache.keep[:, None, :, None], 0.0)  # padding holds what it may
+    for a, b in zip(*found):
+        close(a, b, atol=1e-10)
+
+
+def test_the_path_without_padding_does_no_work_on_padding(model):
+    seen = []
+    model.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    keep = torch.tensor([[True] * 9, [False] * 8 + [True], [False] * 4 + [True] * 5])
+    model(reference.ids(3, 9), keep=keep)
+    assert seen == [(1, 15, 39)]
+    cache = model.new_cache(3)
+    model(reference.ids(3, 9), keep=keep, cache=cache)
+    model(reference.ids(3, 1), cache=cache)
+    assert seen[1:] == [(1, 15, 39), (3, 1, 39)]
+
+
 def test_a_fully_padded_row_is_zero_and_has_finite_gradients(model):
     keep = torch.tensor([[True] * 5, [False] * 5])
     logits = model.train()(reference.ids(2, 5), keep=keep)
@@ -152,6 +190,30 @@ def test_a_cache_can_be_reordered(model):
         close(logits[i], model(torch.cat([rows[j], more[i]])[None])[0, -2:], atol=1e-12)
 
 
+def test_a_caches_room_grows_and_what_it_gave_before_stays(model):
+    """Tokens one by one, in pieces, reordered between, across every growth; views given out keep their values."""
+    ids, cache, given = reference.ids(2, 53), model.new_cache(2), []
+    for start, stop in [(0, 1), *((t, t + 1) for t in range(1, 30)), (30, 45), (45, 46), (46, 53)]:
+        close(model(ids[:, start:stop], cache=cache), model(ids)[:, start:stop], atol=1e-12)
+        layer = cache.layers[2]
+        assert layer.k.shape[2] == layer.v.shape[2] == stop
+        given.append((layer.k, layer.k.clone()))
+        if stop == 20:
+            cache.reorder(torch.tensor([1, 0]))
+            ids = ids.flip(0)
+    assert all(torch.equal(view, copy) for view, copy in given)
+
+
+def test_gradients_flow_through_a_cache(model):
+    ids, gradients = reference.ids(1, 9), []
+    for parts in ([ids], [ids[:, t : t + 1] for t in range(9)]):
+        model.zero_grad()
+        cache = model.new_cache(1)
+        torch.cat([model(part, cache=cache) for part in parts], dim=1).square().mean().backward()
+        gradients.append(model.blocks[0].attention.kv.weight.grad)
+    close(*gradients)
+
+
 def test_more_tokens_than_positions_are_refused_and_change_nothing(model):
     with pytest.raises(ValueError, match="54 tokens do not fit a model of 53 positions"):
         model(reference.ids(1, 54))
@@ -188,7 +250,13 @@ def test_compiled_is_eager(padding):
 
 def test_published_sizes():
     """Parameter counts as OpenAI's repository and transformers give them, the tied table counted once."""
-    counts = {"gpt2": 124439808, "gpt2-medium": 354823168, "gpt2-large": 774030080, "gpt2-xl": 1557611200}
+    counts = {
+        "gpt2": 124439808,
+        "gpt2-medium": 354823168,
+        "gpt2-large": 774030080,
+        "gpt2-xl": 1557611200,
+        "distilgpt2": 81912576,
+    }
     for name, count in counts.items():
         with torch.device("meta"):
             model = sf.GPT2.from_preset(name)

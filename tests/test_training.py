@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import scratchformers as sf
 from scratchformers.text import characters
 from scratchformers.training import log, state
-from scratchformers.training.data import Sampler, Windows, read_texts, to_stream
+from scratchformers.training.data import Sampler, Windows, to_stream
+from scratchformers.training.documents import read_texts
 from scratchformers.training.loop import Run, Settings, evaluate, learning_rate, make_optimizer
 from scratchformers.training.recipes import NextToken, Request
 from scratchformers.training.runs import open_run
@@ -82,15 +83,15 @@ def test_texts_of_a_folder_are_joined_by_an_end_token(tmp_path):
     for name, text in (("b.txt", "two"), ("a.txt", "one"), ("empty.txt", ""), ("c.md", "no")):
         (tmp_path / name).write_text(text)
     texts = read_texts(tmp_path)
-    assert texts == ["one", "two"]
+    assert list(texts) == list(texts) == ["one", "two"]
     tokenizer = characters(texts, end=True)
-    assert tokenizer.decode(to_stream(texts, tokenizer).tolist()) == "one<|endoftext|>two<|endoftext|>"
+    assert tokenizer.decode(to_stream(texts, tokenizer).tolist()) == "one<|endoftext|>two"
     assert to_stream(["one"], characters(["one"])).tolist() == [2, 1, 0]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo".encode())
-    assert read_texts(tmp_path / "a.txt") == ["one\ntwo"]
+    assert list(read_texts(tmp_path / "a.txt")) == ["one\ntwo"]
 
 
 # --- one step
@@ -114,6 +115,15 @@ def test_only_matrices_decay():
     assert all(p.ndim == 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in not_decayed["params"])
     assert len(decayed["params"]) + len(not_decayed["params"]) == len(list(model.parameters()))
+
+
+def test_the_optimiser_is_fused_on_every_device_that_is_picked():
+    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+    assert {"cpu", "cuda", "mps"} <= set(_get_fused_kernels_supported_devices())
+    model = sf.GPT2(sf.GPT2Config(vocab=11, length=5, dim=8, depth=1, heads=2))
+    assert make_optimizer(model, Settings()).defaults["fused"]
+    assert Settings().autocast == "off"
 
 
 class Ragged:

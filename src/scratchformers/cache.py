@@ -16,17 +16,32 @@ class DynamicLayer:
     def __init__(self):
         self.k: Tensor | None = None
         self.v: Tensor | None = None
+        self._room: tuple[Tensor, Tensor] | None = None  # what `k` and `v` are the beginning of
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the new tokens' keys and values, returns all of them."""
-        if self.k is not None and self.v is not None:
-            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
-        self.k, self.v = k, v
-        return k, v
+        if self.k is None or self.v is None:
+            self.k, self.v = k, v
+        elif k.requires_grad or self.k.is_inference():  # nothing that is still needed is written over
+            self.k, self.v, self._room = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), None
+        else:
+            self.k, self.v = self._append(self.k, self.v, k, v)
+        return self.k, self.v
+
+    def _append(self, old_k: Tensor, old_v: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Into room taken for half as many again, so that what is held is copied rarely and not with every token."""
+        held, size = old_k.shape[2], old_k.shape[2] + k.shape[2]
+        if self._room is None or self._room[0].shape[2] < size:
+            room = [old.new_zeros(*old.shape[:2], size + size // 2 + 16, old.shape[3]) for old in (old_k, old_v)]
+            room[0][:, :, :held], room[1][:, :, :held] = old_k, old_v
+            self._room = room[0], room[1]
+        for room, new in zip(self._room, (k, v)):
+            room[:, :, held:size] = new
+        return self._room[0][:, :, :size], self._room[1][:, :, :size]
 
     def reorder(self, rows: Int[Tensor, "b"]) -> None:
         if self.k is not None and self.v is not None:
-            self.k, self.v = self.k[rows], self.v[rows]
+            self.k, self.v, self._room = self.k[rows], self.v[rows], None
 
 
 class Cache:

@@ -2,14 +2,18 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+from scratchformers.answers import Answers, check_files
 
 
 def auto_device(name: str) -> str:
@@ -29,15 +33,23 @@ def auto_device(name: str) -> str:
 
 @dataclass
 class Complete:
-    """Continue a text with a model that writes.
+    """Continue a text, or every line of a file, with a model that writes.
 
     Example: scratchformers complete "ROMEO:" --model runs/shakespeare/model --temperature 0.8
+
+    Example: scratchformers complete --file prompts.txt --out answers.jsonl --model runs/shakespeare/model
     """
 
-    text: Positional[str]
-    """What to continue."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint folder: one written by `train`, or one of transformers."""
+    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    text: Annotated[Positional[str | None], arg(metavar="TEXT")] = None
+    """What to continue. It is printed as it is written."""
+    file: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Instead of TEXT: a UTF-8 file with a prompt a line, or a .jsonl file with a "prompt" in each."""
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
+    """With --file: where the answers go, JSON lines in the order of the prompts. A run that was stopped goes on."""
+    batch: int = 8
+    """With --file: prompts continued at once."""
     max_new_tokens: int | None = None
     """Tokens to write at most; by default the smaller of 64 and the room left."""
     temperature: float = 0.0
@@ -46,28 +58,76 @@ class Complete:
     """Draw from the k most probable tokens only; needs a temperature above 0."""
     top_p: float | None = None
     """Draw from the smallest set of tokens that holds this much of the probability; needs a temperature above 0."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that already stand in the text become less probable."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="STRING")] = ()
+    """End before this string, in which \\n is a line break. May be repeated."""
+    slide: bool = False
+    """Go on when the model is full, with the last half of the text as all it sees."""
     seed: int | None = None
-    """Makes drawing repeatable."""
+    """Makes drawing repeatable; line i of a file, counted from 0, draws with seed + i."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto."""
+    """cpu, cuda, mps, or auto (a GPU where there is one)."""
     json: bool = False
-    """Print a JSON object: prompt, text, ids, reason."""
+    """Print a JSON object: prompt, text, ids, reason (end, stop or length)."""
+
+    def interrupted(self) -> str:
+        return "the same command goes on" if self.file else "the text above is as far as it came"
 
     def run(self) -> None:
-        from scratchformers.tasks import Completer
-
+        if (self.text is None) == (self.file is None):
+            what = "nothing" if self.file is None else "a text and a file"
+            raise ValueError(f"There is {what} to continue: pass a text, or --file.")
+        if (self.out is None) != (self.file is None):
+            raise ValueError("--file and --out go together: prompts from the one, answers into the other.")
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            print(
-                "scratchformers: --top-k and --top-p act on drawing, which needs a --temperature above 0.",
-                file=sys.stderr,
-            )
+            note("--top-k and --top-p act on drawing, which needs a --temperature above 0.")
+        if self.file is not None and self.out is not None:
+            check_files(self.file, self.out)
+        from scratchformers.tasks import Completer, Request
+
+        settings = {
+            name: getattr(self, name)
+            for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "slide", "seed")
+        }
+        if self.stop:
+            settings["stop"] = [string.replace("\\n", "\n") for string in self.stop]
+        Request(**settings)  # what cannot be is said before a model is fetched
         completer = Completer.from_pretrained(self.model, device=auto_device(self.device))
-        sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
-        answer = completer(self.text, max_new_tokens=self.max_new_tokens, **sampling)
-        if self.json:
-            print(json.dumps({"prompt": self.text, **vars(answer)}, ensure_ascii=False))
+        if self.file is not None and self.out is not None:
+            self._answer(completer, settings, self.file, self.out)
         else:
-            print(self.text + answer.text)
+            self._write(completer, settings, self.text or "")
+
+    def _write(self, completer: Any, settings: dict[str, Any], text: str) -> None:
+        pieces, said = completer.stream(text, **settings), "" if self.json else text
+        while True:
+            try:
+                said += next(pieces)
+            except StopIteration as end:
+                answer = end.value
+                break
+            if not self.json:  # and not before there is something to add: an error would stand behind the prompt
+                print(said, end="", flush=True)
+                said = ""
+        print(json.dumps({"prompt": text, **vars(answer)}, ensure_ascii=False) if self.json else said)
+        if self.stop and answer.reason == "length":
+            note(f"None of the stop strings {settings['stop']} was met in {len(answer.ids)} tokens.")
+
+    def _answer(self, completer: Any, settings: dict[str, Any], prompts: Path, out: Path) -> None:
+        seed = settings.pop("seed")
+        job = Answers(prompts, out, {**settings, "seed": seed, "model": completer.digest()}, batch=self.batch)
+
+        def answer(first: int, batch: list[str]) -> list[dict[str, Any]]:
+            found = completer.answer(batch, first=first, seed=seed, **settings)
+            return [{"error": str(each)} if isinstance(each, ValueError) else vars(each) for each in found]
+
+        if job.done:
+            note(f"{out} holds {job.done} answers: going on after them.")
+        count_up(job.run(answer), job.done, "prompts")
+        print(f"{job.done} prompts answered in {out}.")
+        if job.failed:
+            raise ValueError(f'{job.failed} of {job.done} prompts could not be continued: see "error" in {out}.')
 
 
 @dataclass
@@ -81,34 +141,47 @@ class Train:
     """What to train."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/."""
-    data: Annotated[Path | None, arg(metavar="PATH")] = None
-    """A UTF-8 text file, or a folder of .txt files."""
-    valid: Annotated[Path | None, arg(metavar="PATH")] = None
-    """Text to validate on; by default the last tenth of the data."""
+    data: Annotated[str | None, arg(metavar="PATH")] = None
+    """A UTF-8 text file, a .jsonl file with a `text` a line, a folder of both, or a data set of the Hugging Face hub:
+    hf:NAME[,config=...][,split=train][,column=text].
+    Each file, line or row is a document: they are packed, an end token between them, without padding."""
+    valid: Annotated[str | None, arg(metavar="PATH")] = None
+    """Text to validate on, in the same forms; by default the last tenth of the data."""
     preset: str | None = None
-    """tiny (the default: a minute on two cores), mini, small, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    """tiny (the default: a minute on two cores), mini, small, distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+    With --from there is one, finetune: 400 steps, a low lr, the sizes of the source."""
+    source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
+    """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
-    """`characters` (the default), or a folder or file with a tokeniser."""
+    """`characters` (the default), `bpe` (learnt from the text trained on), or a folder or file with a tokeniser."""
+    vocab: int | None = None
+    """The ids of --tokenizer bpe at most; 8000 unless told."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
-    """A setting (steps, batch, length, lr, seed, ...) or a field of the model (dim, depth, ...). May be repeated."""
+    """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
+    May be repeated.
+    length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
+    With --from, dropout is the only field of the model that may differ."""
     seed: int | None = None
     """The same as --set seed=..."""
     resume: bool = False
-    """Go on with the run in OUT."""
+    """Go on with the run in OUT. Nothing else need be given."""
     device: str | None = None
     """cpu, cuda, mps, or auto (a GPU where there is one); by default the run's own, or auto."""
 
+    def interrupted(self) -> str:
+        return f"`scratchformers train {self.recipe} --out {self.out} --resume` goes on from the last checkpoint"
+
     def run(self) -> None:
         given = dict(_pair(text) for text in self.set)
-        if self.seed is not None:
-            given["seed"] = str(self.seed)
+        if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
+            raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
         begun = saved_facts(self.out) if self.resume else {}
         threads = fix_threads(begun.get("settings", {}).get("threads") or given.get("threads"))
         from scratchformers.training.recipes import Request
         from scratchformers.training.runs import open_run
 
         request = Request(
-            self.recipe, self.out, self.data, self.valid, self.preset, self.tokenizer, given,
+            self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
             device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
         )  # fmt: skip
         run, notes = open_run(request, resume=self.resume)
@@ -120,17 +193,103 @@ class Train:
 
 
 @dataclass
+class Eval:
+    """Measure a model: its loss on a text, or its score on LAMBADA or HellaSwag.
+
+    Example: scratchformers eval --model runs/book/model --data other-book.txt
+    """
+
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    data: Annotated[str, arg(metavar="PATH")]
+    """For text, what `train --data` takes; each document is scored by itself. For the others, a file of JSON lines."""
+    task: Literal["text", "lambada", "hellaswag"] = "text"
+    """text: loss in nats a token, perplexity, bits a byte.
+    lambada: JSON lines with a `text`, whose last word is to be predicted. hellaswag: JSON lines as published.
+    Both follow EleutherAI's lm-evaluation-harness."""
+    length: int | None = None
+    """Tokens a window of text holds; by default as many as the model has positions."""
+    stride: int | None = None
+    """Tokens by which the window moves on; by default half of it.
+    Each token is scored once, with at least length - stride tokens before it, where there are as many."""
+    batch: int = 8
+    """Windows, or examples, computed at once."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """Print a JSON object: the task, the model, the data and the figures."""
+
+    def interrupted(self) -> str:
+        return "nothing was measured"
+
+    def run(self) -> None:
+        from scratchformers import evaluation, load, load_tokenizer
+        from scratchformers.checkpoints import hub
+        from scratchformers.training.documents import read_texts
+
+        if self.task != "text" and (self.length is not None or self.stride is not None):
+            raise ValueError(f"--length and --stride move a window over a text: leave them out for {self.task}.")
+        sizes = {"batch": self.batch, "track": track}
+        texts = read_texts(self.data) if self.task == "text" else []
+        source = hub.find(self.model)  # once, so that model and tokeniser are of one commit
+        given = load(source, device=auto_device(self.device)), load_tokenizer(source)
+        if self.task == "text":
+            answer = evaluation.evaluate_text(*given, texts, length=self.length, stride=self.stride, **sizes)
+        elif self.task == "lambada":
+            answer = evaluation.evaluate_lambada(*given, self.data, **sizes)
+        else:
+            answer = evaluation.evaluate_hellaswag(*given, self.data, **sizes)
+        figures = {name: value if math.isfinite(value) else None for name, value in vars(answer).items()}
+        if self.json:
+            print(json.dumps({"task": self.task, "model": self.model, "data": self.data, **figures}))
+        else:
+            for name, value in figures.items():
+                shown = (
+                    f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if value is not None else "infinite"
+                )
+                print(f"{name.replace('_', ' '):20}{shown}")
+
+
+def track(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """The items, with a progress bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track as show_progress
+
+    console = Console(stderr=True)
+    return show_progress(items, "", total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@dataclass
 class Demo:
     """Train a tiny model of each kind on data every machine has, and write a page that shows what they learnt."""
 
     out: Annotated[Path, arg(metavar="DIR")] = Path("demo")
     """Where index.html and the runs go."""
 
+    def interrupted(self) -> str:
+        return "the next demo begins anew"
+
     def run(self) -> None:
         fix_threads(None)
         from scratchformers.demo import demo
 
         print(f"Open {demo(self.out, show)} in a browser.")
+
+
+def note(sentence: str) -> None:
+    print(f"scratchformers: {sentence}", file=sys.stderr)
+
+
+def count_up(counts: Iterable[int], begun: int, what: str) -> None:
+    """Runs through counts of what is done, showing them on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns, console = (TextColumn("{task.completed:,} " + what), TimeElapsedColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=None, completed=begun)
+        for count in counts:
+            progress.update(bar, completed=count)
 
 
 def saved_facts(out: Path) -> dict[str, Any]:
@@ -198,6 +357,7 @@ Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Complete, subcommand("complete")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Eval, subcommand("eval")]
 )
 
 
@@ -206,6 +366,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    # Threads that wait asleep: spinning, two threads were 30 times slower as soon as other programs wanted the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command: Any = None
     try:
         about = "Transformers one can read, prove and run."
         command = tyro.cli(Command, prog="scratchformers", description=about, args=arguments)  # pyrefly: ignore
@@ -215,14 +378,15 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it once more at its end)
         return 141
     except (ValueError, OSError) as error:
-        print(f"scratchformers: {error}", file=sys.stderr)
+        note(str(error))
         return 2
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error).lower() and "out of memory" not in str(error).lower():
             raise
-        print("scratchformers: There is not enough memory: choose a smaller model, batch or length.", file=sys.stderr)
+        note("There is not enough memory: choose a smaller model, batch or length.")
         return 2
     except KeyboardInterrupt:
-        print("scratchformers: interrupted; `train --resume` goes on from the last checkpoint.", file=sys.stderr)
+        sys.stdout.write("\n")  # what was printed may end within a line
+        note(f"interrupted; {command.interrupted() if command else 'nothing was done'}.")
         return 130
     return 0

@@ -96,7 +96,7 @@ def _remove_earlier(folder: Path, data: Path) -> None:
 
 def _continued(completer: Completer) -> str:
     prompts = ["The function returns ", "A class is ", "If the argument is "]
-    answers = completer(prompts, temperature=0.7, seed=1)
+    answers = completer(prompts, temperature=0.7, seed=1, max_new_tokens=160, slide=True)
     texts = (f"<b>{html.escape(p)}</b>{html.escape(a.text)}" for p, a in zip(prompts, answers))
     return f"<pre>{'<br><br>'.join(texts)}</pre>"
 

@@ -2,11 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from scratchformers.checkpoints.pretrained import Generation
+
+Generators = torch.Generator | Sequence[torch.Generator] | None  # for all rows together, or one for each
 
 
 @contextlib.contextmanager
@@ -22,11 +27,41 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is chosen by its score. Raises ValueError for what cannot be."""
+
+    temperature: float = 0.0  # 0 takes the largest
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    generator: Generators = None
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature is {self.temperature}: expected 0 (the most probable token) or a positive number."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}: expected at least 1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: expected 0 < top_p <= 1.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}: expected 1 (none) or a positive number."
+            )
+
+    def check_rows(self, rows: int) -> None:
+        if isinstance(self.generator, Sequence) and len(self.generator) != rows:
+            raise ValueError(f"There are {len(self.generator)} generators for {rows} rows: give one, or one for each.")
+
+
 def filter_logits(
     logits: Float[Tensor, "b vocab"], *, temperature: float, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "b vocab"]:
     """Logits divided by the temperature, -inf outside the `top_k` largest and outside the smallest set that holds
     `top_p` of the probability (Holtzman et al. 2020, section 3.1), in this order."""
+    temperature = max(temperature, torch.finfo(logits.dtype).tiny)  # below, it would be rounded to 0
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # nothing overflows, however small it is
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
@@ -39,14 +74,158 @@ def filter_logits(
     return logits
 
 
-def choose(logits: Float[Tensor, "b vocab"], *, generator: torch.Generator | None, **settings: Any) -> Int[Tensor, "b"]:
+def choose(logits: Float[Tensor, "b vocab"], sampling: Sampling) -> Int[Tensor, "b"]:
     """The most probable id where the temperature is 0, else one drawn from the filtered distribution."""
-    if bool(logits.isnan().any()):
-        raise ValueError("The model's scores are not numbers: its weights hold NaN, or overflow in this precision.")
-    if settings["temperature"] == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    probability = filter_logits(logits, **settings).softmax(-1)
-    return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    kept = filter_logits(logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    probability, generator = kept.softmax(-1), sampling.generator
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(probability, 1, generator=generator)[:, 0]
+    drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(probability, generator)]
+    return torch.cat(drawn)
+
+
+def penalise(
+    logits: Float[Tensor, "b vocab"], texts: Sequence[Sequence[int]], penalty: float
+) -> Float[Tensor, "b vocab"]:
+    """Scores of ids that a row already holds, divided by the penalty where positive and multiplied where negative
+    (Keskar et al. 2019, section 4.1)."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        seen[row, list(text)] = True
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def forbidden(text: Sequence[int], rules: Generation, stop: Sequence[int], written: int) -> set[int]:
+    """The ids that may not follow a text of which the last `written` are new."""
+    ids, size = set(), rules.no_repeat_ngram
+    if size:
+        past = text[len(text) - size + 1 :]
+        grams = (text[i : i + size] for i in range(len(text) - size + 1))
+        ids |= {gram[-1] for gram in grams if gram[:-1] == past}
+    for *past, banned in rules.bad_words:
+        if text[len(text) - len(past) :] == past and not (banned in stop and not past):
+            ids.add(banned)
+    short = written < rules.min_new_tokens if rules.min_new_tokens else len(text) < rules.min_length
+    ids |= set(stop) if short else set()
+    return ids
+
+
+def forced(text: Sequence[int], rules: Generation, left: int) -> tuple[int, ...]:
+    """The ids of which one must follow, if any: at the very beginning, or where `left` says only one more may come."""
+    first = () if rules.forced_start is None or len(text) != 1 else (rules.forced_start,)
+    return rules.forced_end if rules.forced_end and left == 1 else first
+
+
+class Decoding:
+    """A batch being continued. Iterating gives, for each row, its next id, or None once the row is finished.
+
+    `texts` are the rows without padding, prompt included; `finished` may be set from outside to end a row. The caller
+    is in `evaluating(model)` whenever it asks for the next ids.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Int[Tensor, "b t"],
+        *,
+        max_new_tokens: int | Sequence[int],
+        stop: int | Sequence[int] | None = None,
+        keep: Bool[Tensor, "b t"] | None = None,
+        slide: bool = False,
+        sampling: Sampling,
+    ):
+        self.model, self.rules, self.sampling, self.slide = model, model.generation, sampling, slide
+        self.stop = self.rules.end if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+        met = [token for token in self.stop if 0 <= token < model.config.vocab]  # others never are
+        self.fill = self.rules.pad if self.rules.pad is not None else met[0] if met else 0
+        _check_ids(model.config, ids, keep)
+        if strange := [token for token in self.rules.forces if token >= model.config.vocab]:
+            raise ValueError(
+                f"The checkpoint's generation config forces id {strange[0]}, which the model does not have."
+            )
+        sampling.check_rows(len(ids))
+        with evaluating(model):
+            self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)
+        rows = self.ids.tolist()
+        real = [[True] * len(row) for row in rows] if self.keep is None else self.keep.tolist()
+        self.texts = [[token for token, here in zip(*pair) if here] for pair in zip(rows, real)]
+        self.left = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(self.left) != len(rows):
+            raise ValueError(f"There are {len(self.left)} limits for {len(rows)} rows: give one, or one for each.")
+        check_room(model.config, [len(text) for text in self.texts], self.left, slide=slide)
+        self.prompts, self.finished = [len(text) for text in self.texts], [False] * len(rows)
+        self.cache: Any = None
+        self.window = list(self.prompts)  # how many of a row's last tokens the cache holds after the next reading
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        return self
+
+    def __next__(self) -> list[int | None]:
+        if all(self.finished):
+            raise StopIteration
+        logits = self._obey(self._scores())
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise ValueError("The model's scores are not numbers: its weights hold NaN, or overflow in this precision.")
+        chosen = choose(logits, self.sampling).tolist()
+        new = [None if done else token for token, done in zip(chosen, self.finished)]
+        for row, token in enumerate(new):
+            self.window[row] += 1
+            if token is not None:
+                self.texts[row].append(token)
+                self.left[row] -= 1
+                self.finished[row] = token in self.stop or not self.left[row]
+        return new
+
+    def _scores(self) -> Float[Tensor, "b vocab"]:
+        """Reads what is new; where a row has no position left for it, the last half of that row, from position 0."""
+        length = self.model.config.length
+        late = [window > length for window in self.window]
+        if any(is_late and not done for is_late, done in zip(late, self.finished)):
+            ids, keep = self._slide(length)
+        elif self.cache is None:
+            ids, keep = self.ids, self.keep
+        else:
+            ids = torch.tensor([[0 if done else text[-1]] for text, done in zip(self.texts, self.finished)])
+            keep = torch.tensor([[not done] for done in self.finished]) if any(late) else None
+        if self.cache is None:
+            self.cache = self.model.new_cache(len(ids))
+        device = self.ids.device
+        return self.step(ids.to(device), None if keep is None else keep.to(device), self.cache)
+
+    def _slide(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """What a fresh cache is to hold: of a full row its last half, of any other what it held, so that each row
+        slides at a time of its own."""
+        self.cache, half = None, max(1, length // 2)
+        self.window = [
+            1 if done else half if window > length else window for window, done in zip(self.window, self.finished)
+        ]
+        widest = max(self.window)
+        rows = [text[len(text) - window :] for text, window in zip(self.texts, self.window)]
+        ids = torch.tensor([[0] * (widest - len(row)) + row for row in rows])
+        keep = torch.tensor([[False] * (widest - len(row)) + [True] * len(row) for row in rows])
+        return ids, None if bool(keep.all()) else keep
+
+    def _obey(self, logits: Float[Tensor, "b vocab"]) -> Float[Tensor, "b vocab"]:
+        """The scores as the repetition penalty, then the checkpoint's rules leave them: -inf for what may not come."""
+        if self.sampling.repetition_penalty != 1:
+            logits = penalise(logits, self.texts, self.sampling.repetition_penalty)
+        if not self.rules.constrains:
+            return logits
+        logits, vocab = logits.clone(), logits.shape[-1]
+        for row, text in enumerate(self.texts):
+            if self.finished[row]:
+                continue
+            must = forced(text, self.rules, self.left[row])
+            banned = set() if must else forbidden(text, self.rules, self.stop, len(text) - self.prompts[row])
+            if must:
+                logits[row], logits[row, list(must)] = -torch.inf, 0.0
+            elif banned := [token for token in banned if 0 <= token < vocab]:  # a stop id may be none of the model's
+                logits[row, banned] = -torch.inf
+                if bool(logits[row].isneginf().all()):
+                    raise ValueError("The checkpoint's generation config forbids every id that could come next.")
+        return logits
 
 
 def generate(
@@ -57,49 +236,64 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: Sequence[int] | None = None,
+    repetition_penalty: float = 1.0,
+    stop: int | Sequence[int] | None = None,
     keep: Bool[Tensor, "b t"] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
+    slide: bool = False,
 ) -> Int[Tensor, "b _"]:
     """The prompts as given, each followed from column t on by up to `max_new_tokens` ids.
 
     keep: False at padding, which may stand left or right. stop: ids that end a row; None means the checkpoint's own,
     () means never. A finished row is filled with the pad id, else the end id. temperature 0 takes the most probable
-    id; above, ids are drawn with `generator`. The model is in eval mode meanwhile, whatever it was in.
+    id; above, ids are drawn with `generator`, which may be a list, one per row. slide: a row that fills the model goes
+    on with its last half, read anew from position 0, instead of being refused. What the checkpoint's generation config
+    forces, forbids or bounds is honoured. The model is in eval mode meanwhile, whatever it was in.
     Raises ValueError before any work if the arguments do not fit each other or the model.
     """
-    stop = model.generation.end if stop is None else tuple(stop)
-    _check_sampling(temperature, top_k, top_p)
-    _check_ids(model.config, ids, keep)
-    keep = None if keep is None or bool(keep.all()) else keep
-    fill = model.generation.pad if model.generation.pad is not None else stop[0] if stop else 0
-    ends = torch.tensor(stop, dtype=torch.long, device=ids.device)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
+    decoding = Decoding(model, ids, max_new_tokens=max_new_tokens, stop=stop, keep=keep, slide=slide, sampling=sampling)
     with evaluating(model):
-        out, seen, step = model.start(ids, keep)
-        _check_room(model.config, out, seen, max_new_tokens)
-        cache = model.new_cache(len(out))
-        new, finished = out, torch.zeros(len(out), dtype=torch.bool, device=ids.device)
-        for _ in range(max_new_tokens):
-            logits = step(new, seen, cache)
-            chosen = choose(logits, generator=generator, temperature=temperature, top_k=top_k, top_p=top_p)
-            new, seen = chosen.masked_fill(finished, fill)[:, None], None
-            out = torch.cat([out, new], dim=1)
-            finished = finished | torch.isin(new[:, 0], ends)
-            if len(stop) and bool(finished.all()):
-                break
-    return out
+        columns = [[decoding.fill if token is None else token for token in new] for new in decoding]
+    return torch.cat([decoding.ids, torch.tensor(columns, device=ids.device).T], dim=1)
 
 
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}: expected 0 (the most probable token) or a positive number.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}: expected at least 1.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: expected 0 < top_p <= 1.")
+def stream(
+    model: Any,
+    ids: Int[Tensor, "1 t"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: int | Sequence[int] | None = None,
+    keep: Bool[Tensor, "1 t"] | None = None,
+    generator: Generators = None,
+    slide: bool = False,
+) -> Iterator[int]:
+    """The ids that `generate` would append to one prompt, each as soon as it is chosen. Same arguments, same errors,
+    raised before anything is read; between two ids the model is as it was."""
+    if len(ids) != 1:
+        raise ValueError(f"There are {len(ids)} prompts: stream continues one. Use generate for many.")
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, generator)
+    decoding = Decoding(model, ids, max_new_tokens=max_new_tokens, stop=stop, keep=keep, slide=slide, sampling=sampling)
+    return _stream(model, decoding)
+
+
+def _stream(model: Any, decoding: Decoding) -> Iterator[int]:
+    while True:
+        with evaluating(model):
+            new = next(decoding, None)
+        if new is None:
+            return
+        yield from (token for token in new if token is not None)
 
 
 def _check_ids(config: Any, ids: Tensor, keep: Tensor | None) -> None:
+    if ids.ndim != 2 or ids.is_floating_point():
+        what = f"{str(ids.dtype).removeprefix('torch.')} of shape {list(ids.shape)}"
+        raise ValueError(f"ids are {what}: expected whole numbers, rows by columns.")
     if keep is not None and keep.shape != ids.shape:
         raise ValueError(
             f"keep has shape {list(keep.shape)} and ids {list(ids.shape)}: expected one truth value per id."
@@ -110,13 +304,14 @@ def _check_ids(config: Any, ids: Tensor, keep: Tensor | None) -> None:
         raise ValueError(f"ids go from {int(ids.min())} to {int(ids.max())}: this model knows 0 to {config.vocab - 1}.")
 
 
-def _check_room(config: Any, ids: Tensor, keep: Tensor | None, new: int) -> None:
-    if new < 1:
-        raise ValueError(f"max_new_tokens is {new}: expected at least 1.")
-    longest = ids.shape[1] if keep is None else int(keep.sum(-1).max())
-    if longest + new > config.length:
-        room, fewer = config.length - longest, f"shorten the prompt to {config.length - 1} or fewer."
-        mend = f"ask for at most {room} new tokens." if room > 0 else fewer
+def check_room(config: Any, prompts: Sequence[int], new: Sequence[int], *, slide: bool) -> None:
+    if min(new) < 1:
+        raise ValueError(f"max_new_tokens is {min(new)}: expected at least 1.")
+    longest, wanted = max(zip(prompts, new), key=sum)
+    if longest + wanted > config.length and not slide:
+        room, fewer = config.length - longest, f"shorten the prompt to {max(1, config.length - wanted)} or fewer"
+        mend = f"ask for at most {room} new tokens" if room > 0 else fewer
         raise ValueError(
-            f"{longest} prompt tokens and {new} new do not fit a model of {config.length} positions: {mend}"
+            f"{longest} prompt tokens and {wanted} new do not fit a model of {config.length} positions: {mend}, "
+            "or let it slide."
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
 CHUNK = 1 << 20  # characters encoded at once
@@ -57,16 +57,31 @@ class TextTokenizer:
         known = text if self.end is None else text.replace(END, "")
         if self.alphabet is not None and (strange := sorted(set(known) - self.alphabet)):
             shown = ", ".join(repr(character) for character in strange[:8])
+            shown += f" and {len(strange) - 8} more" if len(strange) > 8 else ""
             raise ValueError(
                 f"This tokeniser has no id for {shown}: it knows the {len(self.alphabet)} characters it was made of."
             )
         try:
             return self.tokenizer.encode(text, add_special_tokens=special).ids
         except TypeError:
-            raise ValueError("The text is no valid Unicode (it holds half of a surrogate pair).") from None
+            raise ValueError(
+                "The text is no valid Unicode (half of a surrogate pair, or bytes that are not UTF-8)."
+            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def size(self, id: int) -> int:
+        """How many bytes of UTF-8 the text of this id has; one of byte-level BPE may be part of a character."""
+        if isinstance(self.tokenizer.decoder, decoders.ByteLevel) and id != self.end:
+            return len(self.tokenizer.id_to_token(id) or "")
+        return len(self.decode([id]).encode("utf-8"))
+
+
+def check_fits(tokenizer: TextTokenizer, vocab: int) -> None:
+    """ValueError if there are ids a model of `vocab` embeddings has none for. Fewer fit: tables are often padded."""
+    if tokenizer.vocab > vocab:
+        raise ValueError(f"The tokeniser has {tokenizer.vocab} ids and the model {vocab}: they do not belong together.")
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -91,7 +106,10 @@ def _alphabet(tokenizer: Tokenizer) -> frozenset[str] | None:
 
 def characters(texts: Iterable[str], *, end: bool = False) -> TextTokenizer:
     """A token for every character that occurs, by code point; with `end`, one more that ends a text."""
-    found = sorted(set().union(*texts))
+    known: set[str] = set()
+    for text in texts:
+        known.update(text)
+    found = sorted(known)
     if not found:
         raise ValueError("The text is empty: there is no character to make a token of.")
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(found)}, merges=[]))
@@ -101,6 +119,26 @@ def characters(texts: Iterable[str], *, end: bool = False) -> TextTokenizer:
     return TextTokenizer(tokenizer)
 
 
+def train_bpe(texts: Iterable[str], vocab: int) -> TextTokenizer:
+    """Byte-level BPE of at most `vocab` ids, learnt from the texts: the 256 bytes, so that any text can be spelt, then
+    the most frequent pairs, and last the end token. The same texts give the same ids. Too little text gives fewer."""
+    if vocab < 257:
+        raise ValueError(f"vocab is {vocab}: expected at least 257, the bytes and the end token.")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
+    tokenizer = Tokenizer(models.BPE())
+    _make_byte_level(tokenizer)
+    parts = (part for text in texts for part in text.split(END))  # where it is written out, it is no text to learn from
+    tokenizer.train_from_iterator((piece for part in parts for piece in pieces(part, CHUNK)), trainer)
+    tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    return TextTokenizer(tokenizer)
+
+
+def _make_byte_level(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+
+
 def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
     """GPT-2's own tokeniser (section 2.2 of its paper), from vocab.json and merges.txt."""
     try:
@@ -108,8 +146,7 @@ def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{vocab} and {merges.name} are no byte-level BPE ({error}).") from None
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    _make_byte_level(tokenizer)
     if tokenizer.token_to_id(END) is not None:
         tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
     return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})

@@ -3,9 +3,11 @@
 Nothing read here can run code: safetensors holds no code, and pickles are opened with `weights_only`.
 """
 
+import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import warnings
@@ -19,9 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+GENERATION = "generation_config.json"
+INDEX = ".index.json"  # ends the name of a file that says which shard holds which tensor
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = tuple(name + ending for name in SINGLE for ending in ("", INDEX))  # the first that is there is read
 # Small files that travel with the weights as they are: what is needed to make text of ids again.
 ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+# The same two files under the names transformers reads, which we save, and under OpenAI's.
+VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+# A tensor of so many bytes is mapped by itself: when it was copied and is let go, so is the memory it was read through.
+LARGE = 2**26
 # Renaming over a file that is mapped fails on Windows, so there tensors are copied out of it.
 MAPPED = os.name != "nt"
 
@@ -32,27 +41,75 @@ def find_weights(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise FileNotFoundError(
-            f"{source} does not exist (nothing is downloaded): expected a folder with {' or '.join(WEIGHTS)}."
+            f"{source} does not exist (a path: nothing is downloaded): expected a folder with {' or '.join(SINGLE)}."
         )
     for name in WEIGHTS:
         if (source / name).is_file():
             return source / name
     inner = source / "model"  # as in the folder of a run
     hint = f" Did you mean {inner}?" if inner.is_dir() else ""
-    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(WEIGHTS)} in it.{hint}")
+    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(SINGLE)} in it.{hint}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, memory-mapped: changing them does not change the file."""
+    """The tensors of one file, or of all an index names, memory-mapped: changing them does not change the file."""
+    if path.name.endswith(INDEX):
+        return _read_sharded(path)
     try:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted ({error}): fetch it again.") from None
 
 
+def read_index(index: Path) -> dict[str, str]:
+    """Which file beside an index holds which tensor. What could lead out of the folder is refused."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} is no index of shards: expected a weight_map of tensors to files.")
+    for shard in places.values():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin)", shard):
+            raise ValueError(f"{index} names {shard!r} as a shard: expected a .safetensors or .bin file beside it.")
+    return places
+
+
+def _read_sharded(index: Path) -> dict[str, Tensor]:
+    """Strict: every shard is there and holds what the index says, no more and no less."""
+    places = read_index(index)
+    shards = sorted(set(places.values()))
+    if absent := [name for name in shards if not (index.parent / name).is_file()]:
+        raise FileNotFoundError(f"{index} names {', '.join(absent)}, which is not beside it: fetch it again.")
+    tensors, wrong = {}, []
+    for shard in shards:
+        held = read_tensors(index.parent / shard)
+        lacks = sorted(name for name, place in places.items() if place == shard and name not in held)
+        wrong += [f"{shard} lacks {name}" for name in lacks]
+        wrong += [
+            f"{shard} holds {name}, which the index places in {places.get(name, 'no shard')}"
+            for name in sorted(held)
+            if places.get(name) != shard
+        ]
+        tensors |= held
+    if wrong:
+        raise ValueError(f"{index} and its shards do not belong together: {'; '.join(wrong)}.")
+    return tensors
+
+
+def remove_shards(folder: Path) -> None:
+    """Removes indices and the shards they name: beside a whole file they would only contradict it."""
+    for index in (folder / (name + INDEX) for name in SINGLE):
+        if index.is_file():
+            with contextlib.suppress(ValueError):  # a broken index: whatever it names stays
+                for shard in set(read_index(index).values()) - set(SINGLE):
+                    (folder / shard).unlink(missing_ok=True)
+            index.unlink()
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    for name in [name for name, value in tensors.items() if value.nbytes >= LARGE]:
+        with safe_open(path, framework="pt") as file:
+            tensors[name] = file.get_tensor(name)
     return tensors if MAPPED else {name: value.clone() for name, value in tensors.items()}
 
 
@@ -88,7 +145,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_assets(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ASSETS if (folder / name).is_file()}
+    """The tokeniser's files of a checkpoint, under the names we save."""
+    found = {name: folder / name for name in ASSETS if (folder / name).is_file()}
+    found |= dict(zip(VOCABULARIES[0], find_vocabulary(folder) or ()))
+    return {name: path.read_bytes() for name, path in found.items()}
+
+
+def find_vocabulary(source: Path) -> tuple[Path, Path] | None:
+    """The vocabulary and the merges of a folder, or of the folder of a file; the file's own pair before another."""
+    folder = source if source.is_dir() else source.parent
+    for names in sorted(VOCABULARIES, key=lambda names: source.name not in names):
+        vocab, merges = (folder / name for name in names)
+        if vocab.is_file() and merges.is_file():
+            return vocab, merges
+    return None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,8 @@
 """What makes a module a model one can load and save: `Config` and the mixin `Pretrained`."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,20 +10,21 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from scratchformers.checkpoints import files, tables
-
-GENERATION = "generation_config.json"
-DECODING = ("bos_token_id", "eos_token_id", "pad_token_id")
+from scratchformers.checkpoints import files, hub, tables
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes are positive integers and `dropout` a probability; anything else is a ValueError at once."""
+    """Sizes are positive integers and `dropout` a probability; anything else is a ValueError at once.
+
+    A size that may be None follows from others: `hidden` is then 4 * dim.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and not (_is_int(value) and 0 < value < 2**31):
+            sized = field.type in (int, "int") or (field.type in (int | None, "int | None") and value is not None)
+            if sized and not (_is_int(value) and 0 < value < 2**31):
                 raise ValueError(f"{field.name} is {value!r}: expected a positive integer.")
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
@@ -32,27 +34,105 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _number(value: Any) -> int:
+    if not (_is_int(value) and 0 <= value < 2**31):
+        raise ValueError
+    return value
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    return tuple(map(_number, value if isinstance(value, list) else [value]))
+
+
+def _words(value: Any) -> tuple[tuple[int, ...], ...]:
+    words = tuple(map(_ids, value if isinstance(value, list) else [value]))
+    if () in words:
+        raise ValueError
+    return words
+
+
+# Our names of what a generation config says, the published ones, and how a value is read.
+DECODING: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "start": ("bos_token_id", _number),
+    "end": ("eos_token_id", _ids),
+    "pad": ("pad_token_id", _number),
+    "forced_start": ("forced_bos_token_id", _number),
+    "forced_end": ("forced_eos_token_id", _ids),
+    "bad_words": ("bad_words_ids", _words),
+    "min_length": ("min_length", _number),
+    "max_length": ("max_length", _number),
+    "min_new_tokens": ("min_new_tokens", _number),
+    "max_new_tokens": ("max_new_tokens", _number),
+    "no_repeat_ngram": ("no_repeat_ngram_size", _number),
+}
+TOKENS = ("start", "end", "pad")
+
+
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a checkpoint says about decoding. `end` lists every id that ends a text; `other` is kept for saving."""
+    """What a checkpoint says about decoding; `other` is kept for saving. `min_length` and `max_length` count a text
+    with its prompt, `min_new_tokens` and `max_new_tokens` without."""
 
     start: int | None = None
-    end: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()  # every id that ends a text
     pad: int | None = None
+    forced_start: int | None = None  # what must follow a text of one token
+    forced_end: tuple[int, ...] = ()  # one of them must be the last that fits
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences that must not be written
+    min_length: int = 0
+    max_length: int | None = None
+    min_new_tokens: int = 0
+    max_new_tokens: int | None = None
+    no_repeat_ngram: int = 0  # no sequence of this many ids twice; 0 allows any
     other: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, published: Mapping[str, Any]) -> Self:
-        start, end, pad = (published.get(name) for name in DECODING)
-        end = [] if end is None else end if isinstance(end, list) else [end]
-        for value in (start, pad, *end):
-            if not (value is None or (_is_int(value) and 0 <= value < 2**31)):
-                raise ValueError(f"The checkpoint names {value!r} as a start, end or pad token: expected an id.")
-        return cls(start, tuple(end), pad, published)
+        values = {}
+        for ours, (theirs, parse) in DECODING.items():
+            value = published.get(theirs)
+            if value is None or (ours in TOKENS and _is_int(value) and value < 0):  # some write -1 for none
+                continue
+            try:
+                values[ours] = parse(published[theirs])
+            except ValueError:
+                what = "a whole number from 0" if parse is _number else "ids"
+                raise ValueError(f"The checkpoint says {theirs} {published[theirs]!r}: expected {what}.") from None
+        return cls(**values, other=published)
 
     def write(self) -> dict[str, Any]:
-        end = None if not self.end else self.end[0] if len(self.end) == 1 else list(self.end)
-        return {**self.other, "bos_token_id": self.start, "eos_token_id": end, "pad_token_id": self.pad}
+        """As generation_config.json has it: `other`, and what this object says differently."""
+        said, out = Generation.read(self.other), dict(self.other)
+        for ours, (theirs, _) in DECODING.items():
+            value = getattr(self, ours)
+            if ours in TOKENS or value != getattr(said, ours):
+                ids = list(value) if isinstance(value, tuple) else value
+                out[theirs] = None if ids == [] else ids[0] if _is_single(ids) else ids
+        return out
+
+    @property
+    def forces(self) -> tuple[int, ...]:
+        """The ids that may be put into a text whatever the scores."""
+        return self.forced_end + (() if self.forced_start is None else (self.forced_start,))
+
+    @property
+    def constrains(self) -> bool:
+        """Whether scores must be changed before an id is chosen."""
+        counted = self.min_length or self.min_new_tokens or self.no_repeat_ngram
+        return bool(counted or self.bad_words or self.forces)
+
+
+def _is_single(ids: Any) -> bool:
+    return isinstance(ids, list) and len(ids) == 1 and _is_int(ids[0])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over the names, shapes and values of the weights, whatever file they came from."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {list(value.shape)} {value.dtype} ".encode())
+        found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class Pretrained(nn.Module):
@@ -89,13 +169,17 @@ class Pretrained(nn.Module):
         config: Config | str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> Self:
-        """The model of a checkpoint folder or file, in eval mode, its weights memory-mapped and copied on change.
+        """The model of a checkpoint, in eval mode, its weights memory-mapped and copied on change.
 
+        source: a folder, a file, or a hub id (`name` or `owner/name`), of which `revision` is a branch, tag or commit;
+        with `local_files_only` nothing is asked of the hub.
         config: a config or a preset's name. Needed where the source has no config.json; must agree with it elsewhere.
-        Raises ValueError or FileNotFoundError with one sentence if anything does not fit.
+        Raises ValueError or OSError (FileNotFoundError, ...) with one sentence if anything does not fit.
         """
-        source = Path(source)
+        source = hub.find(source, revision=revision, local_files_only=local_files_only)
         weights = files.find_weights(source)
         published = read_config(source)
         config = cls.preset(config) if isinstance(config, str) else config
@@ -116,9 +200,9 @@ class Pretrained(nn.Module):
         model.load_state_dict({name: value.to(device, dtype) for name, value in state.items()}, assign=True)
         if source.is_dir():
             model.assets = files.read_assets(source)
-            has_own = (source / GENERATION).is_file()
-            generation = files.read_json(source / GENERATION) if has_own else _decoding_fields(published)
-            model.generation = Generation.read(generation)
+            has_own = (source / files.GENERATION).is_file()
+            said = files.read_json(source / files.GENERATION) if has_own else _decoding_fields(published, DECODING)
+            model.generation = Generation.read(said)
         model.published = published
         return model.eval()
 
@@ -142,17 +226,18 @@ class Pretrained(nn.Module):
         came_in = [layout for layout in self.layouts if layout.model_type == self.published.get("model_type")]
         layout = (came_in or self.layouts)[0]
         generation = self.generation.write()
-        config = {**layout.write(self.config), **self.published, **_decoding_fields(generation)}
+        config = {**layout.write(self.config), **self.published, **_decoding_fields(generation, TOKENS)}
         state = self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in config}
         tensors = tables.save(layout, {name.replace("_orig_mod.", ""): value for name, value in state.items()})
-        documents = {**self.assets, GENERATION: files.to_json(generation), "config.json": files.to_json(config)}
+        documents = {**self.assets, files.GENERATION: files.to_json(generation), "config.json": files.to_json(config)}
         writers = {name: partial(_write, content=content) for name, content in documents.items()}
         weights = {"model.safetensors": partial(files.save_tensors, tensors=tensors)}
         files.write_together(folder, {**weights, **writers}, last="config.json")
+        files.remove_shards(folder)
         if self.assets:  # another tokeniser's files would be read instead
-            for stale in set(files.ASSETS) - self.assets.keys():
+            for stale in {*files.ASSETS, *files.VOCABULARIES[1]} - self.assets.keys():
                 (folder / stale).unlink(missing_ok=True)
 
 
@@ -166,19 +251,25 @@ def read_config(source: Path) -> dict[str, Any]:
     return files.read_json(path) if path.is_file() else {}
 
 
-def _decoding_fields(published: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: published[name] for name in DECODING if name in published}
+def _decoding_fields(published: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    theirs = [DECODING[name][0] for name in names]
+    return {name: published[name] for name in theirs if name in published}
 
 
 def _agreed(given: Any, found: Any, source: Path, kind: type[Config]) -> Config:
     if found is None and given is None:
-        names = ", ".join(field.name for field in dataclasses.fields(kind))
+        names = ", ".join(field.name for field in dataclasses.fields(kind) if field.default is not None)
         raise ValueError(f"{source} has no config.json, and its tensors do not tell all of {names}: pass config=.")
     if given is None:
         return found
     if found is None:
         return given
-    a, b = dataclasses.asdict(given), dataclasses.asdict(found)
+    a, b = _spelt_out(given), _spelt_out(found)
     if differs := [f"{name} is {b[name]} in the file and {a[name]} in config=" for name in a if a[name] != b[name]]:
         raise ValueError(f"{source}: {'; '.join(differs)}. Leave config= out to take the file's.")
     return given
+
+
+def _spelt_out(config: Config) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return fields | ({"hidden": 4 * fields["dim"]} if fields.get("hidden", 0) is None else {})

@@ -32,6 +32,10 @@ def _flip(x: Tensor) -> Tensor:
 SAME = How(lambda x: x, lambda x: x)
 TRANSPOSED = How(_flip, _flip)  # a matrix stored (in, out); it stays so in memory, as a view: nothing is copied
 
+# A table that is read row by row for a few tokens and whole for every score: kept column by column, the scores of one
+# token take about half the time. A copy, which is then ours alone.
+BY_COLUMN = How(lambda x: x.t().contiguous().t(), lambda x: x)
+
 Row = tuple[Names, Names | None] | tuple[Names, Names | None, How]
 
 

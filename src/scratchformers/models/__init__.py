@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from scratchformers.checkpoints import files
+from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import Config, Pretrained, read_config
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.text import TextTokenizer, read_tokenizer
@@ -18,9 +18,12 @@ def load(
     config: Config | str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Pretrained:
     """The model of a checkpoint, of whichever class it says it is; the arguments are those of `from_pretrained`."""
-    return _class(Path(source), config).from_pretrained(source, config=config, dtype=dtype, device=device)
+    source = hub.find(source, revision=revision, local_files_only=local_files_only)
+    return _class(source, config).from_pretrained(source, config=config, dtype=dtype, device=device)
 
 
 def _class(source: Path, config: Config | str | None) -> type[Pretrained]:
@@ -43,23 +46,25 @@ def _named_by(config: Config | str | None) -> type[Pretrained] | None:
     return found[0] if len(found) == 1 else None
 
 
-def load_tokenizer(source: str | Path) -> TextTokenizer:
-    """The tokeniser of a checkpoint (folder or weights file), a vocabulary folder, or a file of one of them.
+def load_tokenizer(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> TextTokenizer:
+    """The tokeniser of a checkpoint (folder, weights file or hub id), a vocabulary folder, or a file of one of them.
 
-    tokenizer.json is read as it is; what vocab.json and merges.txt mean, the checkpoint's model says, and without a
-    config.json beside them they are GPT-2's byte-level BPE.
+    tokenizer.json is read as it is; what vocab.json and merges.txt (OpenAI's encoder.json and vocab.bpe) mean, the
+    checkpoint's model says, and without a config.json beside them they are GPT-2's byte-level BPE.
     """
-    source = Path(source)
+    source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
     folder = source.parent if source.is_file() else source
-    own_name = source.is_file() and source.suffix == ".json" and source.name not in ("vocab.json", "config.json")
+    others = source.name.endswith(files.INDEX) or source.name in ("config.json", "vocab.json", "encoder.json")
+    own_name = source.is_file() and source.suffix == ".json" and not others
     file = source if own_name else folder / "tokenizer.json"
     if file.is_file():
         return read_tokenizer(file)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.is_file() and merges.is_file()):
-        raise FileNotFoundError(f"{source} holds no tokeniser: expected tokenizer.json, or vocab.json and merges.txt.")
+    pair = files.find_vocabulary(source)
+    if pair is None:
+        expected = ", or ".join(["tokenizer.json", *(" and ".join(names) for names in files.VOCABULARIES)])
+        raise FileNotFoundError(f"{source} holds no tokeniser: expected {expected}.")
     readers = {layout.model_type: layout.tokenizer for kind in CLASSES for layout in kind.layouts if layout.tokenizer}
     said = read_config(folder).get("model_type", "gpt2")
     if said not in readers:
         raise ValueError(f"{folder} says model_type {said!r}: its vocab.json is read for {', '.join(readers)} only.")
-    return readers[said](vocab, merges)
+    return readers[said](*pair)

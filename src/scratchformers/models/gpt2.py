@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from scratchformers.cache import Cache, last, place
 from scratchformers.checkpoints.pretrained import Config, Pretrained
-from scratchformers.checkpoints.tables import TRANSPOSED, Layout, Row
+from scratchformers.checkpoints.tables import BY_COLUMN, TRANSPOSED, Layout, Row
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu_tanh
+from scratchformers.ragged import layer, unpadded
 from scratchformers.text import byte_level_bpe
 
 
@@ -26,6 +27,7 @@ class GPT2Config(Config):
     depth: int = 12
     heads: int = 12
     dropout: float = 0.1
+    hidden: int | None = None  # width of the MLP: 4 * dim
 
 
 PRESETS = {
@@ -33,6 +35,7 @@ PRESETS = {
     "gpt2-medium": GPT2Config(dim=1024, depth=24, heads=16),
     "gpt2-large": GPT2Config(dim=1280, depth=36, heads=20),
     "gpt2-xl": GPT2Config(dim=1600, depth=48, heads=25),
+    "distilgpt2": GPT2Config(depth=6),
     # For characters on two cores: a minute of training, some minutes, hours.
     "tiny": GPT2Config(vocab=256, length=96, dim=192, depth=2, heads=6, dropout=0.0),
     "mini": GPT2Config(vocab=256, length=128, dim=256, depth=4, heads=8, dropout=0.1),
@@ -49,13 +52,13 @@ class GPT2(Pretrained):
 
     def __init__(self, config: GPT2Config):
         super().__init__(config)
-        dim, dropout = config.dim, config.dropout
+        dim, dropout, hidden = config.dim, config.dropout, config.hidden or 4 * config.dim
         self.token = nn.Embedding(config.vocab, dim)
         self.position = nn.Embedding(config.length, dim)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                dim, Attention(dim, config.heads, dropout), MLP(dim, 4 * dim, gelu_tanh), nn.LayerNorm, dropout=dropout
+                dim, Attention(dim, config.heads, dropout), MLP(dim, hidden, gelu_tanh), nn.LayerNorm, dropout=dropout
             )
             for _ in range(config.depth)
         )
@@ -77,11 +80,15 @@ class GPT2(Pretrained):
         self, ids: Int[Tensor, "b t"], *, keep: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None
     ) -> Float[Tensor, "b t d"]:
         """Hidden states after the last norm, 0 at padding. `keep` is True at real tokens of the ids passed now."""
+        first = cache is None or cache.empty
         position, mask = place(ids, keep, cache, length=self.config.length)
         x = self.dropout(self.token(ids) + self.position(position))
+        rows = unpadded(keep, first=first, causal=True)
+        x = x if rows is None else rows.pack(x)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask, cache=None if cache is None else cache.layers[i])
-        return clear_padding(self.norm(x), keep)
+            x = block(x, rows or mask, cache=layer(cache, i, rows))
+        x = self.norm(x)
+        return clear_padding(x, keep) if rows is None else rows.unpack(x)
 
     def forward(
         self, ids: Int[Tensor, "b t"], *, keep: Bool[Tensor, "b t"] | None = None, cache: Cache | None = None
@@ -103,7 +110,7 @@ class GPT2(Pretrained):
 
 
 ROWS: list[Row] = [
-    ("wte", "token"),
+    ("wte", "token", BY_COLUMN),
     ("wpe", "position"),
     ("h.*.ln_1", "blocks.*.attention_norm"),
     ("h.*.attn.c_attn", ("blocks.*.attention.q", "blocks.*.attention.kv"), TRANSPOSED),  # "Conv1D" stores (in, out)
@@ -112,7 +119,7 @@ ROWS: list[Row] = [
     ("h.*.mlp.c_fc", "blocks.*.mlp.up", TRANSPOSED),
     ("h.*.mlp.c_proj", "blocks.*.mlp.down", TRANSPOSED),
     ("ln_f", "norm"),
-    ("lm_head", "token"),  # tied: the same numbers under another name
+    ("lm_head", "token", BY_COLUMN),  # tied: the same numbers under another name
     ("h.*.attn.bias", None),  # the causal mask, which older files keep
     ("h.*.attn.masked_bias", None),  # the -10000 that went with it
 ]
@@ -126,7 +133,13 @@ FIXED = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-NAMES = {"vocab": "vocab_size", "length": "n_positions", "dim": "n_embd", "depth": "n_layer", "heads": "n_head"}
+NAMES = {
+    "vocab": "vocab_size",
+    "length": "n_positions",
+    "dim": "n_embd",
+    "depth": "n_layer",
+    "heads": "n_head",
+}  # and hidden is n_inner
 
 
 def read(published: Mapping[str, Any]) -> GPT2Config:
@@ -134,9 +147,8 @@ def read(published: Mapping[str, Any]) -> GPT2Config:
     if missing := [name for name in NAMES.values() if name not in published]:
         raise ValueError(f"config.json does not say {', '.join(missing)}.")
     sizes = {ours: published[theirs] for ours, theirs in NAMES.items()}
-    config = GPT2Config(**sizes, dropout=published.get("resid_pdrop", 0.1))
-    expected = {**FIXED, "n_inner": (None, 4 * config.dim)}
-    for name, values in expected.items():
+    config = GPT2Config(**sizes, dropout=published.get("resid_pdrop", 0.1), hidden=published.get("n_inner"))
+    for name, values in FIXED.items():
         if published.get(name, values[0]) not in values:
             raise ValueError(f"config.json says {name} {published[name]!r}: this GPT-2 is written for {values[0]!r}.")
     return config
@@ -145,7 +157,8 @@ def read(published: Mapping[str, Any]) -> GPT2Config:
 def write(config: GPT2Config) -> dict[str, Any]:
     sizes = {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
     dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **dropouts}
+    inner = {"n_inner": config.hidden}
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, **inner, **dropouts}
 
 
 GPT2.layouts = (

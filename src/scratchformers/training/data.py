@@ -1,7 +1,8 @@
-"""Training examples: read from what the user points at, put in an order that can be taken up again anywhere."""
+"""Training examples: texts packed into one stream of ids, its windows, and an order that can be taken up anywhere."""
 
 import hashlib
-from pathlib import Path
+from array import array
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -9,50 +10,16 @@ from torch import Tensor
 from scratchformers.text import TextTokenizer
 
 
-def read_texts(path: Path) -> list[str]:
-    """The text of a file, or of every .txt file below a folder, hidden ones aside, in the order of their names."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected a text file or a folder of .txt files.")
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(file for file in path.rglob("*.txt") if file.is_file() and file.name[0] != ".")
-    )
-    texts = [text for text in map(_read_text, files) if text]
-    if not texts:
-        raise ValueError(
-            f"{path} holds no text: expected a UTF-8 text file that is not empty, or a folder of .txt files."
-        )
-    return texts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): convert it."
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def digest(texts: list[str]) -> str:
-    """sha256 over the texts, so that a run can tell whether its data is still the data it began with."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    return found.hexdigest()
-
-
-def to_stream(texts: list[str], tokenizer: TextTokenizer) -> Tensor:
-    """All ids in a row, (n,) int32, each text but a single one followed by the end token where there is one."""
-    parts = []
-    for text in texts:
-        parts += [torch.tensor(ids, dtype=torch.int32) for ids in tokenizer.encode_long(text)]
-        if tokenizer.end is not None and len(texts) > 1:
-            parts.append(torch.tensor([tokenizer.end], dtype=torch.int32))
-    return torch.cat(parts)
+def to_stream(texts: Iterable[str], tokenizer: TextTokenizer) -> Tensor:
+    """All ids in a row, (n,) int32: the texts are packed, with the end token, where there is one, between one and the
+    next. Windows run across it, so that nothing is padding."""
+    ids = array("i")
+    for i, text in enumerate(texts):
+        if i and tokenizer.end is not None:
+            ids.append(tokenizer.end)
+        for part in tokenizer.encode_long(text):
+            ids.extend(part)
+    return torch.frombuffer(ids, dtype=torch.int32) if ids else torch.zeros(0, dtype=torch.int32)
 
 
 class Windows:

@@ -25,6 +25,7 @@ class Settings:
 
     steps: int = 2000
     batch: int = 16  # rows a step
+    length: int = 0  # of a row, in tokens; 0 means all positions of the model. From scratch, its positions as well
     micro_batch: int = 0  # rows at once, for less memory and the same result; 0 means batch
     lr: float = 1e-3  # the highest, after `warmup` steps; then a cosine down to lr * lr_end
     lr_end: float = 0.1

@@ -10,8 +10,11 @@ import torch
 
 from scratchformers import __version__
 from scratchformers.checkpoints import files
+from scratchformers.training.documents import HUB, hub_parts
 from scratchformers.training.loop import Run, Settings
-from scratchformers.training.recipes import RECIPES, Request, configure, parse
+from scratchformers.training.recipes import BPE, CHARACTERS, RECIPES, Request, configure, parse
+
+PATHS = ("data", "valid", "tokenizer", "source")  # of a request
 
 
 def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]:
@@ -24,18 +27,19 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     if resume and saved is None and request.data is None:
         raise FileNotFoundError(f"{request.out} holds no run to resume: check --out, or pass --data to begin one.")
     if saved is None:
-        settings, fields = configure(request.recipe, request.preset, request.given)
+        settings, fields = configure(request)
     else:
         request = _same_request(request, saved)
         settings, fields = Settings(**saved["settings"]), saved["model"]
     threads = settings.threads or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
-    task, data = recipe.prepare(request, settings, fields)
+    task, data, said = recipe.prepare(request, settings, fields)
     facts = {
         "recipe": request.recipe,
-        "preset": request.preset or recipe.default,
-        "paths": {name: _absolute(getattr(request, name)) for name in ("data", "valid", "tokenizer")},
+        "preset": recipe.preset(request),
+        "paths": {name: _absolute(getattr(request, name)) for name in PATHS},
+        "vocab": request.vocab,
         **data,
         "settings": dataclasses.asdict(settings),
         "model": dataclasses.asdict(task.model.config),
@@ -46,18 +50,22 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     if saved is not None:
         _same_data(data, saved, request.out)
         files.remove_temporary(request.out)
-    title = request.recipe if request.data is None else f"{request.recipe} on {request.data.name}"
+    title = f"{request.recipe} on {Path(str(request.data)).name}"
     run = Run(task, settings, request.out, resume=resume, title=title)
     if saved is None:
         files.write_json(request.out / "config.json", facts)
-    return run, _notes(run, saved, facts) if resume else []
+    return run, said + (_notes(run, saved, facts) if resume else [])
 
 
 def _absolute(path: Path | str | None) -> str | None:
     """So that a run can be resumed from any folder; a name that is no path stays as it is."""
-    if path is None:
-        return None
-    return str(Path(path).absolute()) if Path(path).exists() else str(path)
+    if path in (None, CHARACTERS, BPE):
+        return path
+    text = str(path)
+    if text.startswith(HUB):
+        name = hub_parts(text)[0]
+        return f"{HUB}{Path(name).absolute()}{text[len(HUB + name) :]}" if Path(name).is_dir() else text
+    return str(Path(text).absolute()) if Path(text).exists() else text
 
 
 def _notes(run: Run, saved: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
@@ -95,7 +103,9 @@ def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
     try:
         settings = {field.name for field in dataclasses.fields(Settings)}
         fields = {field.name for field in dataclasses.fields(RECIPES[saved["recipe"]].model.config_class)}
-        there = {"preset", "paths", "device", "versions"} <= saved.keys() and isinstance(saved["paths"], dict)
+        there = {"preset", "paths", "vocab", "device", "versions"} <= saved.keys() and saved["paths"].keys() == set(
+            PATHS
+        )
         whole = there and saved["settings"].keys() == settings and saved["model"].keys() == fields
     except (KeyError, TypeError, AttributeError):
         whole = False
@@ -105,26 +115,22 @@ def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
 
 def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
     """The request with what was left out taken from the run. Raises ValueError where both say something else."""
-    asked = {"recipe": request.recipe, "preset": request.preset}
+    asked = {"recipe": request.recipe, "preset": request.preset, "vocab": request.vocab}
     differs = [
         f"{name} {saved[name]}, not {value}" for name, value in asked.items() if value not in (None, saved[name])
     ]
     if not differs:
-        known = {**saved["settings"], **saved["model"]}
+        known = {**saved["model"], **saved["settings"]}  # `length` is both: the positions and the window
         given = parse(request.recipe, request.given).items()
         differs = [f"{name} {known[name]}, not {value}" for name, value in given if known[name] != value]
+    if request.source is not None and saved["paths"]["source"] is None:
+        differs.append("no source")
     if differs:
         raise ValueError(
             f"The run in {request.out} has {'; '.join(differs)}: resume it as it is, or choose another --out."
         )
-    paths = {name: None if path is None else Path(path) for name, path in saved["paths"].items()}
-    return dataclasses.replace(
-        request,
-        preset=saved["preset"],
-        data=request.data or paths.get("data"),
-        valid=request.valid or paths.get("valid"),
-        tokenizer=request.tokenizer or saved["paths"].get("tokenizer"),
-    )
+    paths = {name: getattr(request, name) or saved["paths"][name] for name in PATHS}
+    return dataclasses.replace(request, preset=saved["preset"], vocab=saved["vocab"], **paths)
 
 
 def _same_data(data: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:

@@ -1,0 +1,280 @@
+"""What a model that writes is worth: its loss on a text, LAMBADA, HellaSwag.
+
+The two tests follow EleutherAI's lm-evaluation-harness, so that their figures can be compared with published ones.
+"""
+
+import math
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scratchformers.generate import evaluating
+from scratchformers.text import TextTokenizer, check_fits
+from scratchformers.training.documents import read_json_lines, string
+
+BATCH = 8  # rows at once
+SORTED = 32  # batches among which rows of like lengths are put together
+SCORED = 1024  # places at once that are scored against the whole vocabulary, which is what takes memory
+
+Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far one is among so many
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """`loss` is in nats a token, `bytes` counts the UTF-8 of the tokens scored."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    documents: int
+    windows: int
+    length: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class LambadaScore:
+    accuracy: float
+    perplexity: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class HellaSwagScore:
+    """`accuracy` takes the ending of the highest probability, `accuracy_normalised` of the highest log-probability for
+    each of its characters."""
+
+    accuracy: float
+    accuracy_normalised: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ids, of which the last `scored` are to be predicted, each from those before it."""
+
+    ids: Sequence[int]
+    scored: int
+
+
+def evaluate_text(
+    model: Any,
+    tokenizer: TextTokenizer,
+    texts: Iterable[str],
+    *,
+    length: int | None = None,
+    stride: int | None = None,
+    batch: int = BATCH,
+    track: Track = lambda items, total: items,
+) -> TextScore:
+    """How well each text is predicted, token by token, by windows of `length` tokens (by default the model's positions)
+    that move on by `stride` (by default half of that).
+
+    Every token is scored once: those of a window that no earlier one held, so with at least length - stride tokens
+    before them where the text has as many. stride=length makes windows side by side: the cheapest, and the worst loss.
+    Each text is a document of its own. If the checkpoint names a start token, it stands before each, and all of the
+    text is scored; else the first token of a text is not scored, and its bytes do not count.
+    Of the texts only the ids stay in memory. Raises ValueError if the sizes do not fit the model, or nothing is left to
+    be scored.
+    """
+    check_fits(tokenizer, model.config.vocab)
+    length = model.config.length if length is None else length
+    if not 1 <= length <= model.config.length:
+        raise ValueError(f"length is {length}: expected 1 to {model.config.length}, the positions of the model.")
+    stride = max(1, length // 2) if stride is None else stride
+    if not 1 <= stride <= length:
+        raise ValueError(f"stride is {stride}: expected 1 to {length}, the length of a window.")
+    start, documents, size = model.generation.start, [], 0
+    start = None if start is None or start >= model.config.vocab else start  # transformers writes GPT-2's by default
+    for text in texts:
+        ids = array("i", [] if start is None else [start])
+        for part in tokenizer.encode_long(text):
+            ids.extend(part)
+        if len(ids) > 1:
+            documents.append(ids)
+            size += len(text.encode("utf-8")) - (tokenizer.size(ids[0]) if start is None else 0)
+    if not documents:
+        raise ValueError("There is nothing to score: a text of one token follows from nothing. Give a longer one.")
+    count = sum(_count_windows(len(ids), length, stride) for ids in documents)
+    rows = (row for ids in documents for row in windows(ids, length, stride))
+    nats = math.fsum(value for _, value, _ in track(score(model, rows, batch=batch), count))
+    tokens = sum(len(ids) - 1 for ids in documents)
+    loss = _finite(nats) / tokens
+    bits = nats / math.log(2) / size if size else math.nan
+    return TextScore(loss, _exp(loss), bits, tokens, size, len(documents), count, length, stride)
+
+
+def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Row]:
+    """Each holds `length` tokens to read and one more to predict; all ids but the first are scored, each once."""
+    done = 1
+    for begin in range(0, len(ids) - 1, stride):
+        end = min(begin + length + 1, len(ids))
+        yield Row(ids[begin:end], end - done)
+        if end == len(ids):
+            return
+        done = end
+
+
+def _count_windows(ids: int, length: int, stride: int) -> int:
+    return 1 + max(0, math.ceil((ids - 1 - length) / stride))
+
+
+def evaluate_lambada(
+    model: Any,
+    tokenizer: TextTokenizer,
+    path: Path | str,
+    *,
+    batch: int = BATCH,
+    track: Track = lambda items, total: items,
+) -> LambadaScore:
+    """LAMBADA (Paperno et al. 2016) from JSON lines with a `text`, as OpenAI published it: the last word, given all
+    before it. The text is split at its last space, and the space belongs to the word.
+
+    The accuracy counts words whose every token is the most probable one; the perplexity is that of a whole word.
+    Nothing is put before the text; of one too long for the model the beginning is left out.
+    """
+    check_fits(tokenizer, model.config.vocab)
+    rows = []
+    for where, example in read_json_lines(Path(path)):
+        context, space, word = string(example, "text", where).rpartition(" ")
+        if not (context.strip() and word):
+            raise ValueError(f"{where}, does not end in a space and a word to predict.")
+        rows.append(_continuation(model, tokenizer, context, space + word, where))
+    _some(rows, path)
+    answers = [*track(score(model, rows, batch=batch), len(rows))]
+    nats = _finite(math.fsum(value for _, value, _ in answers))
+    return LambadaScore(sum(sure for _, _, sure in answers) / len(rows), _exp(nats / len(rows)), len(rows))
+
+
+def evaluate_hellaswag(
+    model: Any,
+    tokenizer: TextTokenizer,
+    path: Path | str,
+    *,
+    batch: int = BATCH,
+    track: Track = lambda items, total: items,
+) -> HellaSwagScore:
+    """HellaSwag (Zellers et al. 2019) from JSON lines as published: which of the `endings` is the true one, `label`.
+
+    What is read is `activity_label: ctx_a Ctx_b`, or `ctx` where those are missing, then a space and the ending, all
+    cleaned of the traces of WikiHow. Nothing is put before it; of one too long the beginning is left out.
+    """
+    check_fits(tokenizer, model.config.vocab)
+    rows, examples = [], []
+    for where, example in read_json_lines(Path(path)):
+        context, endings, label = hellaswag_example(example, where)
+        examples.append((len(rows), [len(ending) for ending in endings], label))
+        rows += [_continuation(model, tokenizer, context, " " + ending, where) for ending in endings]
+    _some(rows, path)
+    answers = {place: value for place, value, _ in track(score(model, rows, batch=batch), len(rows))}
+    _finite(math.fsum(answers.values()))
+    plain = normalised = 0
+    for first, sizes, label in examples:
+        nats = [answers[first + i] for i in range(len(sizes))]
+        plain += nats.index(min(nats)) == label
+        per_character = [value / size for value, size in zip(nats, sizes)]
+        normalised += per_character.index(min(per_character)) == label
+    return HellaSwagScore(plain / len(examples), normalised / len(examples), len(examples))
+
+
+def hellaswag_example(example: dict[str, Any], where: str) -> tuple[str, list[str], int]:
+    """The context, the endings and which of them is true."""
+    if "ctx_a" in example:
+        context = f"{string(example, 'ctx_a', where)} {string({'ctx_b': '', **example}, 'ctx_b', where).capitalize()}"
+    else:
+        context = string(example, "ctx", where)
+    if "activity_label" in example:
+        context = f"{string(example, 'activity_label', where)}: {context}"
+    given, label = example.get("endings"), str(example.get("label"))
+    endings = [clean(string({"ending": e}, "ending", where)) for e in given] if isinstance(given, list) else []
+    if not endings or not all(endings):
+        raise ValueError(f"{where}, has no `endings`, or an empty one: expected a list of texts.")
+    if not (label.isdecimal() and int(label) < len(endings)):
+        raise ValueError(f"{where}, has the label {label}: expected 0 to {len(endings) - 1}.")
+    return clean(context), endings, int(label)
+
+
+def clean(text: str) -> str:
+    """Without the marks that WikiHow's pages left in HellaSwag."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def _continuation(model: Any, tokenizer: TextTokenizer, context: str, rest: str, where: str) -> Row:
+    """The ids of both, the last of them to be scored. Both are encoded together and the context alone, and what the
+    whole has more is the rest; spaces at the end of the context belong to the rest, as byte-level BPE has them."""
+    ids, length = _encode(tokenizer, context + rest), model.config.length
+    before = len(_encode(tokenizer, context.rstrip()))
+    if not before or not 0 < len(ids) - before <= length:
+        what = "nothing to read" if not before else f"{len(ids) - before} tokens to predict"
+        raise ValueError(f"{where}, has {what}: expected some, and at most the {length} positions of the model.")
+    return Row(ids[-length - 1 :], len(ids) - before)
+
+
+def _encode(tokenizer: TextTokenizer, text: str) -> list[int]:
+    return [id for part in tokenizer.encode_long(text) for id in part]
+
+
+def score(model: Any, rows: Iterable[Row], *, batch: int) -> Iterator[tuple[int, float, bool]]:
+    """For each row its place, the nats its scored ids cost, and whether each was the most probable: not in order, for
+    rows of like lengths go together."""
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: expected at least 1.")
+    numbered = enumerate(rows)
+    while taken := [*islice(numbered, batch * SORTED)]:
+        taken.sort(key=lambda item: -len(item[1].ids))
+        for i in range(0, len(taken), batch):
+            places, some = zip(*taken[i : i + batch])
+            with evaluating(model):  # not around a yield: it would reach whoever iterates
+                answers = _score(model, some)
+            yield from ((place, *answer) for place, answer in zip(places, answers))
+
+
+def _score(model: Any, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    device, width = next(model.parameters()).device, max(len(row.ids) for row in rows) - 1
+    ids = torch.zeros(len(rows), width + 1, dtype=torch.long)
+    keep, scored = torch.zeros(2, len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        read = len(row.ids) - 1
+        ids[i, : read + 1] = torch.tensor(row.ids)
+        keep[i, :read], scored[i, read - row.scored : read] = True, True
+    states = model.encode(ids[:, :-1].to(device), keep=None if bool(keep.all()) else keep.to(device))
+    losses, sure = _compare(model, states[scored.to(device)], ids[:, 1:][scored].to(device))
+    counts = [row.scored for row in rows]
+    return [(float(a.sum()), bool(b.all())) for a, b in zip(losses.split(counts), sure.split(counts))]
+
+
+def _compare(model: Any, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The nats of each target, float64, and whether it was the most probable."""
+    losses, sure = [], []
+    for some, wanted in zip(states.split(SCORED), targets.split(SCORED)):
+        logits = model.unembed(some[None])[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses.append(F.cross_entropy(logits, wanted, reduction="none").cpu().double())
+        sure.append((logits.argmax(-1) == wanted).cpu())
+    return torch.cat(losses), torch.cat(sure)
+
+
+def _some(rows: list[Row], path: Path | str) -> None:
+    if not rows:
+        raise ValueError(f"{path} holds no example: expected JSON, one object a line.")
+
+
+def _finite(nats: float) -> float:
+    if not math.isfinite(nats):
+        raise ValueError(f"The loss is {nats}: the model's weights hold NaN, or overflow.")
+    return nats
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 709 else math.inf
