@@ -49,7 +49,12 @@ import json, gpt2
 gpt2.{work}({folder!r}, {side!r})[0]()
 print(json.dumps(gpt2.peak()))
 """
-CHILD = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+CHILD = {
+    **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
 
 
 def peak():
