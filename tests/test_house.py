@@ -162,3 +162,11 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "my-gpt2" / "model.safetensors").is_file()
+
+
+@pytest.mark.unhooked
+def test_loading_does_not_wait_for_torchs_compiler(published):
+    """To draw a number on the meta device, torch 2.13 imports it: a second, for values that are thrown away."""
+    code = f"import sys, scratchformers as sf; sf.load({str(published[1])!r}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

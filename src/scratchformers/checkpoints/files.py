@@ -30,7 +30,7 @@ ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 # The same two files under the names transformers reads, which we save, and under OpenAI's.
 VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 # A tensor of so many bytes is mapped by itself: when it was copied and is let go, so is the memory it was read through.
-LARGE = 2**26
+LARGE = 2**23
 # Renaming over a file that is mapped fails on Windows, so there tensors are copied out of it.
 MAPPED = os.name != "nt"
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from scratchformers.checkpoints import files, hub, tables
 
@@ -135,6 +136,17 @@ def fingerprint(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Nothing is initialised only to be thrown away; and to draw numbers on the meta device, torch would first import
+    its compiler, which takes longer than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return arguments["tensor"] if "tensor" in arguments else args[0]
+        return func(*args, **arguments)
+
+
 class Pretrained(nn.Module):
     """Loading and saving for a model that declares its `Config`, `presets` and `layouts`."""
 
@@ -190,7 +202,7 @@ class Pretrained(nn.Module):
         tensors = files.read_tensors(weights)
         layout = cls._layout(published, tensors, source)
         config = _agreed(config, layout.read(published) if published else None, source, cls.config_class)
-        with torch.device("meta"):  # nothing is initialised only to be thrown away
+        with torch.device("meta"), _Uninitialised():
             model = cls(config)
         shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
         try:

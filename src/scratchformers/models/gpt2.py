@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scratchformers.cache import Cache, last, place
 from scratchformers.checkpoints.pretrained import Config, Pretrained
-from scratchformers.checkpoints.tables import BY_COLUMN, TRANSPOSED, Layout, Row
+from scratchformers.checkpoints.tables import BY_COLUMN, TRANSPOSED, TURNED, Layout, Row
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu_tanh
 from scratchformers.ragged import layer, unpadded
 from scratchformers.text import byte_level_bpe
@@ -117,7 +117,7 @@ ROWS: list[Row] = [
     ("h.*.attn.c_proj", "blocks.*.attention.out", TRANSPOSED),
     ("h.*.ln_2", "blocks.*.mlp_norm"),
     ("h.*.mlp.c_fc", "blocks.*.mlp.up", TRANSPOSED),
-    ("h.*.mlp.c_proj", "blocks.*.mlp.down", TRANSPOSED),
+    ("h.*.mlp.c_proj", "blocks.*.mlp.down", TURNED),
     ("ln_f", "norm"),
     ("lm_head", "token", BY_COLUMN),  # tied: the same numbers under another name
     ("h.*.attn.bias", None),  # the causal mask, which older files keep
