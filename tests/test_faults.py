@@ -174,7 +174,6 @@ def test_bytes_flipped_anywhere_in_a_bin_are_no_traceback(published, folder):  #
         ("generation_config.json", {"eos_token_id": [[5]]}),
         ("generation_config.json", {"eos_token_id": "50256"}),
         ("generation_config.json", {"pad_token_id": "x"}),
-        ("generation_config.json", {"pad_token_id": -1}),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_a_sentence(folder, file, changes):  # noqa: F811
