@@ -136,27 +136,33 @@ def test_changing_a_token_leaves_what_is_before_it_bit_identical(model):
         assert (after[:, t:] != before[:, t:]).any(-1).all()
 
 
-def test_cached_is_uncached_for_every_cut_of_the_prompt(model):
+@pytest.fixture(params=[None, 60], ids=["dynamic", "static"])
+def room(request):
+    """Of a cache: none, for it grows; or more than the model has positions, since padding takes columns too."""
+    return request.param
+
+
+def test_cached_is_uncached_for_every_cut_of_the_prompt(model, room):
     ids = reference.ids(2, 13)
     plain = model(ids)
     for cut in range(1, 13):
-        cache = model.new_cache(2)
+        cache = model.new_cache(2, length=room)
         assert cache.empty
         parts = [model(ids[:, :cut], cache=cache), model(ids[:, cut:], cache=cache)]
         assert not cache.empty
         close(torch.cat(parts, dim=1), plain, atol=1e-12)
-    cache = model.new_cache(2)
+    cache = model.new_cache(2, length=room)
     close(torch.cat([model(ids[:, t : t + 1], cache=cache) for t in range(13)], dim=1), plain, atol=1e-12)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_cached_is_uncached_with_padding(model, side):
+def test_cached_is_uncached_with_padding(model, side, room):
     """Also where padding ends up between a row's tokens: right-padded prompts that were continued."""
     rows = [reference.ids(1, n, seed=n)[0] for n in (2, 5, 9)]
     ids, keep = padded(rows, side)
     more = reference.ids(3, 4, seed=9)
     for cut in range(1, 9):
-        cache = model.new_cache(3)
+        cache = model.new_cache(3, length=room)
         first = model(ids[:, :cut], keep=keep[:, :cut], cache=cache)
         second = model(ids[:, cut:], keep=keep[:, cut:], cache=cache)
         third = model(more, cache=cache)
@@ -167,10 +173,10 @@ def test_cached_is_uncached_with_padding(model, side):
         assert cache.next.tolist() == [len(row) + 4 for row in rows]
 
 
-def test_padding_that_comes_after_an_unpadded_prompt(model):
+def test_padding_that_comes_after_an_unpadded_prompt(model, room):
     ids = reference.ids(2, 9)
     keep = torch.tensor([[True] * 4, [True, False, True, False]])
-    cache = model.new_cache(2)
+    cache = model.new_cache(2, length=room)
     model(ids[:, :5], cache=cache)
     logits = model(ids[:, 5:], keep=keep, cache=cache)
     alone = torch.cat([ids[1, :5], ids[1, 5:][keep[1]]])[None]
@@ -178,10 +184,10 @@ def test_padding_that_comes_after_an_unpadded_prompt(model):
     close(logits[0], model(ids[:1])[0, 5:], atol=1e-12)
 
 
-def test_a_cache_can_be_reordered(model):
+def test_a_cache_can_be_reordered(model, room):
     rows = [reference.ids(1, n, seed=n)[0] for n in (2, 5, 9)]
     ids, keep = padded(rows, "left")
-    cache, order = model.new_cache(3), torch.tensor([2, 0, 0])
+    cache, order = model.new_cache(3, length=room), torch.tensor([2, 0, 0])
     model(ids, keep=keep, cache=cache)
     cache.reorder(order)
     more = reference.ids(3, 2, seed=5)
@@ -204,14 +210,49 @@ def test_a_caches_room_grows_and_what_it_gave_before_stays(model):
     assert all(torch.equal(view, copy) for view, copy in given)
 
 
-def test_gradients_flow_through_a_cache(model):
+def test_gradients_flow_through_a_cache(model, room):
     ids, gradients = reference.ids(1, 9), []
     for parts in ([ids], [ids[:, t : t + 1] for t in range(9)]):
         model.zero_grad()
-        cache = model.new_cache(1)
+        cache = model.new_cache(1, length=room)
         torch.cat([model(part, cache=cache) for part in parts], dim=1).square().mean().backward()
         gradients.append(model.blocks[0].attention.kv.weight.grad)
     close(*gradients)
+
+
+def test_what_a_static_cache_has_not_written_cannot_be_seen(model):
+    """Whatever stands in it, short of NaN; and it begins with zeros, so that no NaN does."""
+    ids, clean, dirty = reference.ids(2, 9), model.new_cache(2, length=20), model.new_cache(2, length=20)
+    for cache in (clean, dirty):
+        model(ids[:, :5], cache=cache)
+    for layer, other in zip(clean.layers, dirty.layers):
+        assert not layer.k[:, :, 5:].any()
+        assert not layer.v[:, :, 5:].any()
+        other.k[:, :, 5:], other.v[:, :, 5:] = 1e3, -1e3
+    assert torch.equal(model(ids[:, 5:], cache=clean), model(ids[:, 5:], cache=dirty))
+
+
+def test_a_full_static_cache_says_so_and_changes_nothing(model):
+    ids, cache = reference.ids(2, 9), model.new_cache(2, length=8)
+    model(ids[:, :5], cache=cache)
+    with pytest.raises(ValueError, match="9 tokens do not fit a cache made for 8"):
+        model(ids[:, 5:], cache=cache)
+    close(model(ids[:, 5:8], cache=cache), model(ids)[:, 5:8], atol=1e-12)
+    with pytest.raises(ValueError, match="length is 0"):
+        model.new_cache(1, length=0)
+    cache = model.new_cache(1, length=60)
+    with pytest.raises(ValueError, match="54 tokens do not fit a model of 53 positions"):
+        model(reference.ids(1, 54), cache=cache)
+    assert cache.empty
+    assert int(cache.written) == 0
+
+
+@pytest.mark.parametrize("room", [None, 20])
+def test_a_cache_filled_in_inference_mode_can_be_continued_outside(model, room):
+    ids, cache = reference.ids(2, 9), model.new_cache(2, length=room)
+    with torch.inference_mode():
+        model(ids[:, :5], cache=cache)
+    close(model(ids[:, 5:], cache=cache).detach(), model(ids).detach()[:, 5:], atol=1e-12)
 
 
 def test_more_tokens_than_positions_are_refused_and_change_nothing(model):
@@ -228,9 +269,9 @@ def test_more_tokens_than_positions_are_refused_and_change_nothing(model):
     close(model(reference.ids(1, 60), keep=keep)[:, 7:], model(reference.ids(1, 60)[:, 7:]), atol=1e-12)
 
 
-def test_a_cache_of_another_batch_is_refused(model):
+def test_a_cache_of_another_batch_is_refused(model, room):
     with pytest.raises(ValueError, match="made for 2 rows and got 3"):
-        model(reference.ids(3, 4), cache=model.new_cache(2))
+        model(reference.ids(3, 4), cache=model.new_cache(2, length=room))
 
 
 @pytest.mark.unhooked
@@ -245,6 +286,25 @@ def test_compiled_is_eager(padding):
     arguments = {"keep": keep} if padding else {}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     close(compiled(ids, **arguments), model(ids, **arguments), atol=1e-12)
+    torch._dynamo.reset()
+
+
+@pytest.mark.unhooked
+def test_a_compiled_step_is_compiled_once(model):
+    """For prompts of any length: `generate` reads them with the step as it is written, into a static cache."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter, prompts = CompileCounterWithBackend("aot_eager"), [reference.ids(2, n, seed=n) for n in (3, 7, 12)]
+    keep = torch.ones(2, 7, dtype=torch.bool)
+    keep[1, :3] = False
+    plain = [sf.generate(model, ids, max_new_tokens=20 - ids.shape[1]) for ids in prompts]
+    padded = sf.generate(model, prompts[1], keep=keep, max_new_tokens=13)
+    model.step = torch.compile(model.step, fullgraph=True, backend=counter)
+    for ids, expected in zip(prompts, plain):
+        assert torch.equal(sf.generate(model, ids, max_new_tokens=20 - ids.shape[1]), expected)
+        assert counter.frame_count == 1
+    assert torch.equal(sf.generate(model, prompts[1], keep=keep, max_new_tokens=13), padded)
+    assert counter.frame_count == 1
     torch._dynamo.reset()
 
 

@@ -148,6 +148,7 @@ class Decoding:
         sampling.check_rows(len(ids))
         with evaluating(model):
             self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)
+        self.plain = getattr(self.step, "_torchdynamo_orig_callable", self.step)  # what torch.compile was given
         rows = self.ids.tolist()
         real = [[True] * len(row) for row in rows] if self.keep is None else self.keep.tolist()
         self.texts = [[token for token, here in zip(*pair) if here] for pair in zip(rows, real)]
@@ -189,10 +190,15 @@ class Decoding:
         else:
             ids = torch.tensor([[0 if done else text[-1]] for text, done in zip(self.texts, self.finished)])
             keep = torch.tensor([[not done] for done in self.finished]) if any(late) else None
-        if self.cache is None:
-            self.cache = self.model.new_cache(len(ids))
+        step = self.step
+        if (
+            self.cache is None
+        ):  # a compiled step would be compiled again for each length of prompt, and as a cache grows
+            static = self.plain is not self.step
+            room = ids.shape[1] + min(max(self.left), length)
+            self.cache, step = self.model.new_cache(len(ids), length=room if static else None), self.plain
         device = self.ids.device
-        return self.step(ids.to(device), None if keep is None else keep.to(device), self.cache)
+        return step(ids.to(device), None if keep is None else keep.to(device), self.cache)
 
     def _slide(self, length: int) -> tuple[Tensor, Tensor | None]:
         """What a fresh cache is to hold: of a full row its last half, of any other what it held, so that each row

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scratchformers.cache import Cache, last, place
+from scratchformers.cache import Cache, StaticCache, last, place
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import BY_COLUMN, TRANSPOSED, TURNED, Layout, Row
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu_tanh
@@ -98,8 +98,9 @@ class GPT2(Pretrained):
 
     # The decoding seam: what `generate` asks of any model that writes.
 
-    def new_cache(self, batch: int) -> Cache:
-        return Cache(batch, self.config.depth)
+    def new_cache(self, batch: int, length: int | None = None) -> Cache:
+        """It grows, or has room for `length` columns from the start, which is what a compiled step needs."""
+        return Cache(batch, self.config.depth) if length is None else StaticCache(batch, self.config.depth, length)
 
     def start(self, ids: Tensor, keep: Tensor | None):
         """The ids to begin with, their keep, and the function that scores what follows."""
