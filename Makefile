@@ -1,4 +1,6 @@
 # make demo: train a tiny model and open demo/index.html.   make test: lint, types, layers, tests.
+# make ci: what is too slow for make test: the lessons as notebooks (make lessons) and a short benchmark.
+# make bench: speed beside transformers (BENCH=--quick: under five minutes).
 # Each sets up its own environment in .venv. uv is used when it is installed, else pip.
 # Another torch (a GPU build, say): make TORCH=my-torch.txt demo, where the file holds one requirement line.
 
@@ -8,11 +10,13 @@ TORCH  ?= torch-cpu.txt
 BIN    := $(VENV)/bin
 USE     = $(VENV)/.installed
 CHECK   = $(VENV)/.installed-for-tests
+TEACH   = $(VENV)/.installed-for-lessons
+PAGES   = $(patsubst lessons/%.py,build/docs/lessons/%.html,$(wildcard lessons/*.py))
 
-.PHONY: help demo test lint types layers pytest replay format constraints clean
+.PHONY: help demo test lint types layers pytest ci bench lessons replay format constraints clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -35,6 +39,10 @@ $(CHECK): EXTRAS = .[dev,refs,data]
 $(CHECK): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 
+$(TEACH): EXTRAS = .[lessons]
+$(TEACH): pyproject.toml constraints.txt $(TORCH)
+	$(install)
+
 demo: $(USE)
 	$(BIN)/scratchformers demo
 
@@ -43,6 +51,7 @@ test: lint types layers pytest
 lint: $(CHECK)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry .
 
 types: $(CHECK)
 	$(BIN)/pyrefly check
@@ -57,6 +66,21 @@ SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchfor
 pytest: $(CHECK)
 	$(BIN)/python -m pytest -n 2 -m "not unhooked" --jaxtyping-packages=$(SHAPED),beartype.beartype
 	$(BIN)/python -m pytest -m unhooked
+
+# What is too slow for `make test`.
+ci: lessons $(CHECK)
+	$(BIN)/python benchmarks/bench.py --quick --rounds 2
+
+bench: $(CHECK)
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# Notebooks with what they printed and drew, and pages of them. Run from here, for in lessons/ a lesson shadows einops.
+lessons: $(PAGES)
+
+build/docs/lessons/%.html: lessons/%.py $(TEACH)
+	@mkdir -p $(@D)
+	$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --run-path . --execute --output $(@:.html=.ipynb) $<
+	$(BIN)/jupyter nbconvert --log-level WARN --to html $(@:.html=.ipynb)
 
 # The first steps of the committed training runs, on the text they learnt from, which is not committed.
 replay: $(USE)
@@ -74,4 +98,4 @@ constraints:
 	echo "torchvision==0.28.0" >> constraints.txt
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv build demo

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 sys.path.insert(0, __file__.rpartition("conftest.py")[0])
+sys.path.append(__file__.rpartition("tests")[0] + "benchmarks")
 import reference  # before anything imports transformers
 
 torch.set_num_threads(1)

@@ -52,6 +52,14 @@ def test_no_function_branches_much(path):
             assert branches(node) <= limit, f"{node.name} has {branches(node)} branches"
 
 
+def test_the_version_is_the_same_wherever_it_stands():
+    import scratchformers as sf
+
+    stands = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "CITATION.cff")}
+    found = [re.search(r"^version\b\W*([\d.]+)", text, re.MULTILINE).group(1) for text in stands.values()]
+    assert found == [sf.__version__] * 2
+
+
 def test_there_is_no_utils():
     assert not [*SOURCE.rglob("utils*")]
 
