@@ -67,7 +67,9 @@ def training(folder, side, device, quick):
         model.load_state_dict(loaded.state_dict())
         del loaded
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    ids = torch.randint(50257, (2 if quick else 4, 129 if quick else 257), generator=torch.Generator().manual_seed(1)).to(device)
+    ids = torch.randint(
+        50257, (2 if quick else 4, 129 if quick else 257), generator=torch.Generator().manual_seed(1)
+    ).to(device)
     inputs, targets = ids[:, :-1], ids[:, 1:].flatten()
 
     def backward():

@@ -276,6 +276,31 @@ class Demo:
         print(f"Open {demo(self.out, show)} in a browser.")
 
 
+@dataclass
+class Page:
+    """Print a model as one readable file that needs torch and einops alone: the model's page, and the bricks it uses.
+
+    Example: scratchformers page gpt2 --out gpt2.py
+    """
+
+    name: Positional[Literal["gpt2"]]
+    """Which model."""
+    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Where to write it; by default it is printed."""
+
+    def interrupted(self) -> str:
+        return "nothing was written"
+
+    def run(self) -> None:
+        from scratchformers.insight.page import page
+
+        text = page(self.name)
+        if self.out is None:
+            print(text, end="")
+        else:
+            self.out.write_text(text, encoding="utf-8")
+
+
 def note(sentence: str) -> None:
     print(f"scratchformers: {sentence}", file=sys.stderr)
 
@@ -358,6 +383,7 @@ Command = (
     | Annotated[Complete, subcommand("complete")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Page, subcommand("page")]
 )
 
 

@@ -44,7 +44,7 @@ PRESETS = {
 
 
 class GPT2(Pretrained):
-    """ids (b, t) to scores of the next token (b, t, vocab): `GPT2(config)`, `from_preset` or `from_pretrained`."""
+    """ids (b, t) to scores of the next token (b, t, vocab)."""
 
     config: GPT2Config
     config_class = GPT2Config

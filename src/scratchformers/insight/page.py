@@ -1,0 +1,260 @@
+"""A model as one file that needs torch and einops alone: its page, and what that page uses of the other files.
+
+It is made of our own source, not kept beside it: definitions are gathered by the names they use, annotations taken out
+(shapes become a comment), and `Pretrained`, which loads and saves, gives way to `nn.Module`.
+"""
+
+import ast
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import scratchformers
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT.name
+MIXIN = "Pretrained"
+WIDTH = 120
+SHAPED = ("Float", "Int", "Bool")
+HEADER = '''"""{about}
+
+Printed by `scratchformers page {name}` {version}, MIT licence. It needs torch and einops only, and is yours to change.
+Its parameters are named as there, so published weights come in by way of a state dict:
+
+    torch.save(scratchformers.load(source).state_dict(), "weights.pt")  # once, where scratchformers is installed
+    model = {model}(PRESETS["{preset}"]).eval()
+    model.load_state_dict(torch.load("weights.pt"))
+"""'''
+
+
+@dataclass(frozen=True)
+class Module:
+    """One of our files, its annotations taken out."""
+
+    path: str
+    tree: ast.Module
+    lines: list[str]
+    definitions: dict[str, ast.stmt]  # by the names they define
+    imports: dict[str, tuple[str, str]]  # name here -> (module, name there or "")
+    models: list[str]  # the classes that loaded and saved, which is what makes them models
+
+    def text(self, node: ast.stmt) -> str:
+        """The statement with the comments right above it."""
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]) - 1
+        while first and self.lines[first - 1].startswith("#"):
+            first -= 1
+        return "\n".join(self.lines[first : node.end_lineno])
+
+
+def names() -> list[str]:
+    """Of the models there are pages of."""
+    return sorted(path.stem for path in (ROOT / "models").glob("*.py") if path.stem != "__init__")
+
+
+def page(name: str) -> str:
+    """The one file for the model of this name. Raises ValueError where there is no such model."""
+    if name not in names():
+        raise ValueError(f"There is no model {name!r}: expected one of {', '.join(names())}.")
+    own = _read(f"{PACKAGE}.models.{name}")
+    needed = _gather(own, ["PRESETS", *own.models])
+    presets = own.definitions["PRESETS"]
+    values = presets.value if isinstance(presets, ast.Assign | ast.AnnAssign) else None
+    first = ast.literal_eval(values.keys[0]) if isinstance(values, ast.Dict) and values.keys[0] else ""
+    about = ast.get_docstring(own.tree) or ""
+    facts = {"about": about, "name": name, "version": scratchformers.__version__, "model": own.models[-1]}
+    parts = [HEADER.format(**facts, preset=first), "\n\n".join(_imports(needed))]
+    for module, nodes in needed:
+        said = "" if module is own or MIXIN in module.definitions else ast.get_docstring(module.tree) or ""
+        heading = [f"# --- {module.path}", *(f"# {line}".rstrip() for line in said.splitlines())]
+        gap = "\n\n" if isinstance(nodes[0], ast.Assign) else "\n\n\n"
+        parts.append("\n".join(heading) + gap + _spaced(module, nodes))
+    return "\n\n".join(parts[:3]) + "".join(f"\n\n\n{part}" for part in parts[3:]) + "\n"
+
+
+def _read(dotted: str) -> Module:
+    path = ROOT.joinpath(*dotted.split(".")[1:]).with_suffix(".py")
+    written = path.read_text(encoding="utf-8")
+    text = _plain(written)
+    tree = ast.parse(text)
+    definitions: dict[str, ast.stmt] = {}
+    imports: dict[str, tuple[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            imports |= {each.asname or each.name: (node.module or "", each.name) for each in node.names}
+        elif isinstance(node, ast.Import):
+            imports |= {each.asname or each.name: (each.name, "") for each in node.names}
+        else:
+            definitions |= dict.fromkeys(_defined(node), node)
+    kinds = [node for node in ast.parse(written).body if isinstance(node, ast.ClassDef)]
+    models = [node.name for node in kinds if any(_is(base, MIXIN) for base in node.bases)]
+    return Module(path.relative_to(ROOT).as_posix(), tree, text.splitlines(), definitions, imports, models)
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    every = [each for target in targets for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [each.id for each in every if isinstance(each, ast.Name)]
+
+
+# --- what is gathered
+
+
+def _gather(own: Module, roots: list[str]) -> list[tuple[Module, list[ast.stmt]]]:
+    """The files needed, each after those it needs, with the statements needed of each in their own order."""
+    modules, order, wanted = {own.path: own}, list[str](), dict[str, set[str]]()
+
+    def visit(module: Module, name: str) -> None:
+        if name in wanted.setdefault(module.path, set()):
+            return
+        wanted[module.path].add(name)
+        for used in _used([module.definitions[name]]):
+            if used in module.definitions:
+                visit(module, used)
+            elif (found := module.imports.get(used)) and found[0].split(".")[0] == PACKAGE and found[1] != MIXIN:
+                other = _read(found[0])
+                visit(modules.setdefault(other.path, other), found[1])
+        if module.path not in order and module is not own:
+            order.append(module.path)
+
+    for root in roots:
+        visit(own, root)
+    files = [modules[path] for path in [*order, own.path]]
+    nodes = {m.path: {id(m.definitions[name]) for name in wanted[m.path]} for m in files}
+    return [(m, [node for node in m.tree.body if id(node) in nodes[m.path]]) for m in files]
+
+
+def _used(nodes: Iterable[ast.AST]) -> set[str]:
+    return {each.id for node in nodes for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _imports(needed: list[tuple[Module, list[ast.stmt]]]) -> Iterator[str]:
+    """What comes from elsewhere: the standard library's, then the others', sorted as ruff does."""
+    found: dict[str, tuple[str, str]] = {"nn": ("torch", "nn")}
+    for module, nodes in needed:
+        for name in _used(nodes) & module.imports.keys():
+            source = module.imports[name]
+            if source[0].split(".")[0] != PACKAGE:
+                assert found.setdefault(name, source) == source, f"{name} means two things"
+    for ours in (True, False):
+        group = {n: s for n, s in found.items() if (s[0].split(".")[0] in sys.stdlib_module_names) is ours}
+        plain = [f"import {s[0]}" + ("" if n == s[0] else f" as {n}") for n, s in group.items() if not s[1]]
+        chosen: dict[str, list[str]] = {}
+        for name, (source, there) in group.items():
+            if there:
+                chosen.setdefault(source, []).append(there if there == name else f"{there} as {name}")
+        listed = [f"from {source} import {', '.join(sorted(got, key=_kind))}" for source, got in sorted(chosen.items())]
+        if lines := [*sorted(plain), *listed]:
+            yield "\n".join(lines)
+
+
+def _kind(name: str) -> tuple[int, str]:
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def _spaced(module: Module, nodes: list[ast.stmt]) -> str:
+    out = module.text(nodes[0])
+    for before, node in itertools.pairwise(nodes):
+        text = module.text(node)
+        if isinstance(before, ast.Assign) and isinstance(node, ast.Assign):
+            gap = node.lineno - text.count("\n") - (before.end_lineno or 0) - 1 if node.end_lineno == node.lineno else 1
+            out += "\n" * (1 + min(1, max(0, gap)))
+        else:
+            out += "\n\n\n"
+        out += text
+    return out
+
+
+# --- what is taken out
+
+
+Edit = tuple[int, int, bytes]  # from one byte to another, and what to put there
+
+
+def _plain(text: str) -> str:
+    """The file without annotations, but for the fields of dataclasses; shapes become a comment where there is room."""
+    source, tree = text.encode(), ast.parse(text)
+    starts = [0, *itertools.accumulate(len(line) for line in source.splitlines(keepends=True))]
+    named = (
+        (name, _shape(node.value, {})) for node in tree.body if isinstance(node, ast.Assign) for name in _defined(node)
+    )
+    shapes = {name: shape for name, shape in named if shape}
+    edits = [edit for node in ast.walk(tree) for edit in _edits(node, source, starts, shapes)]
+    for first, last, new in sorted(edits, reverse=True):
+        source = source[:first] + new + source[last:]
+    lines = source.decode().splitlines()
+    doubled = (a == b == "" and c[:1] == " " for a, b, c in zip(lines, lines[1:], [*lines[2:], ""]))
+    return "\n".join(line for line, drop in zip(lines, [*doubled, False]) if not drop) + "\n"
+
+
+def _edits(node: ast.AST, source: bytes, starts: list[int], named: dict[str, str]) -> Iterator[Edit]:
+    if isinstance(node, ast.FunctionDef):
+        yield _signature(node, source, starts, named)
+    elif isinstance(node, ast.ClassDef):
+        kept = any("dataclass" in ast.unparse(each) for each in node.decorator_list)
+        is_model = any(_is(base, MIXIN) for base in node.bases)
+        for each in node.body:
+            if not kept and isinstance(each, ast.AnnAssign):
+                yield _bare(each, starts)
+            elif is_model and isinstance(each, ast.Assign) and {"config_class", "presets"} & {*_defined(each)}:
+                yield starts[each.lineno - 1], starts[each.end_lineno or 0], b""
+        if is_model:
+            yield from ((*_place(base, starts), b"nn.Module") for base in node.bases if _is(base, MIXIN))
+            calls = (each for each in ast.walk(node) if isinstance(each, ast.Call) and each.args)
+            for call in (each for each in calls if ast.unparse(each.func) == "super().__init__"):
+                given = ast.unparse(call.args[0])
+                new = f"super().__init__()\n{' ' * call.col_offset}self.config = {given}"
+                yield _place(call, starts)[0], _place(call, starts)[1], new.encode()
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
+        yield _bare(node, starts)
+
+
+def _place(node: ast.expr | ast.stmt | ast.arg, starts: list[int]) -> tuple[int, int]:
+    return starts[node.lineno - 1] + node.col_offset, starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+
+
+def _bare(node: ast.AnnAssign, starts: list[int]) -> Edit:
+    """Its annotation goes, and where there is no value the whole line."""
+    if node.value is None:
+        return starts[node.lineno - 1], starts[node.end_lineno or 0], b""
+    return _place(node.target, starts)[1], _place(node.annotation, starts)[1], b""
+
+
+def _signature(node: ast.FunctionDef, source: bytes, starts: list[int], named: dict[str, str]) -> Edit:
+    """On one line where it fits, then the shapes as a comment where they fit too."""
+    arguments = node.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    every += [each for each in (arguments.vararg, arguments.kwarg) if each]
+    shapes = [f"{each.arg} {shape}" for each in every if (shape := _shape(each.annotation, named))]
+    result = _shape(node.returns, named)
+    written = [*every, *arguments.defaults, *(each for each in arguments.kw_defaults if each), node.returns]
+    begin = _place(node, starts)[0]
+    end = source.index(b":", max([begin, *(_place(each, starts)[1] for each in written if each)])) + 1
+    for each in every:
+        each.annotation = None
+    line = f"def {node.name}({ast.unparse(arguments)}):"
+    said = ", ".join(shapes) + (f" -> {result}" if result else "")
+    room = WIDTH - node.col_offset
+    if len(line) > room:
+        inside = " " * (node.col_offset + 4)
+        line = line.replace("(", f"(\n{inside}", 1).removesuffix("):") + f"\n{' ' * node.col_offset}):"
+    elif said and len(line) + len(said) + 4 <= room:
+        line += f"  # {said.strip()}"
+    return begin, end, line.encode()
+
+
+def _shape(annotation: ast.expr | None, named: dict[str, str]) -> str:
+    """(b, t, d) of Float[Tensor, "b t d"], or of a name for that; nothing where the annotation is of something else."""
+    for each in ast.walk(annotation) if annotation else ():
+        if isinstance(each, ast.Name) and each.id in named:
+            return named[each.id]
+        if isinstance(each, ast.Subscript) and ast.unparse(each.value) in SHAPED and isinstance(each.slice, ast.Tuple):
+            return f"({', '.join(ast.literal_eval(each.slice.elts[1]).split())})"
+    return ""
+
+
+def _is(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
