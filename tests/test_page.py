@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 
+import scratchformers as sf
 from scratchformers.cli import main
 from scratchformers.insight.page import names, page
 
@@ -53,7 +54,9 @@ def ours(model, ids, keep):
 
 
 @pytest.mark.unhooked
-def test_the_page_has_the_models_numbers_and_needs_torch_and_einops_alone(model, tmp_path):
+def test_the_page_has_the_models_numbers_and_needs_torch_and_einops_alone(published, tmp_path):
+    model = sf.GPT2(sf.load(published[1]).config).double().eval()  # loaded, its matrices would lie otherwise
+    model.load_state_dict(sf.load(published[1], dtype=torch.float64).state_dict())
     ids, keep = reference.ids(2, 11), torch.ones(2, 11, dtype=torch.bool)
     keep[1, :4] = False
     assert main(["page", "gpt2", "--out", str(tmp_path / "page.py")]) == 0
