@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scratchformers.generate import generate as generate
     from scratchformers.generate import stream as stream
+    from scratchformers.insight.record import record as record
     from scratchformers.models import load as load
     from scratchformers.models import load_tokenizer as load_tokenizer
     from scratchformers.models.gpt2 import GPT2 as GPT2
@@ -26,6 +27,7 @@ _HOME = {
     "generate": "generate",
     "load": "models",
     "load_tokenizer": "models",
+    "record": "insight.record",
     "stream": "generate",
 }
 __all__ = sorted(_HOME)

@@ -301,6 +301,62 @@ class Page:
             self.out.write_text(text, encoding="utf-8")
 
 
+@dataclass
+class Inspect:
+    """Draw what a model does with a text: every head's attention, or what each layer would answer (the logit lens).
+
+    Example: scratchformers inspect "To be, or not to be" --model runs/book/model --out attention.png
+
+    Example: scratchformers inspect "To be, or not to be" --model runs/book/model --what lens --out lens.svg
+    """
+
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
+    """What the model is to read."""
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
+    """The picture: .png, .svg or .pdf."""
+    what: Literal["attention", "lens"] = "attention"
+    """attention: the weights of every head, or of one --layer with the tokens at the axes.
+    lens: each layer's state read as if it were the last: its most probable token, and how probable."""
+    layer: int | None = None
+    """With attention: one layer, counted from 0, or from the end if negative."""
+    head: int | None = None
+    """With --layer: one head of it, counted from 0."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """Print what is drawn as a JSON object: tokens, and the weights, or the ids, tokens and probabilities."""
+
+    def interrupted(self) -> str:
+        return "nothing was drawn"
+
+    def run(self) -> None:
+        if self.out is None and not self.json:
+            raise ValueError("There is nowhere to draw: pass --out picture.png, or --json for the figures.")
+        if self.out is not None and self.out.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--out {self.out} is no picture: its name must end in .png, .svg or .pdf.")
+        if self.out is not None and not self.out.absolute().parent.is_dir():
+            raise FileNotFoundError(f"The folder of --out {self.out} does not exist: make it first.")
+        if self.head is not None and self.layer is None:
+            raise ValueError("--head is one of a layer: say which by --layer.")
+        if self.what == "lens" and self.layer is not None:
+            raise ValueError("The lens shows every layer: leave --layer out.")
+        from scratchformers import load, load_tokenizer
+        from scratchformers.checkpoints import hub
+        from scratchformers.insight.inspect import look
+
+        source = hub.find(self.model)
+        given = load(source, device=auto_device(self.device)), load_tokenizer(source)
+        seen = look(*given, self.text, what=self.what, layer=self.layer, head=self.head)
+        if self.json:
+            print(json.dumps(seen.data, ensure_ascii=False))
+        if self.out is not None:
+            if seen.left_out:
+                note(f"The picture shows the last {seen.drawn} tokens; the {seen.left_out} before them were read too.")
+            seen.figure().savefig(self.out, dpi=150)
+
+
 def note(sentence: str) -> None:
     print(f"scratchformers: {sentence}", file=sys.stderr)
 
@@ -384,6 +440,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Page, subcommand("page")]
+    | Annotated[Inspect, subcommand("inspect")]
 )
 
 

@@ -4,6 +4,7 @@ Linears, norms and MLPs then do no work on padding. Attention goes row by row, t
 through one large mask, which would cost the square of the whole batch.
 """
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from scratchformers.nn import CAUSAL, attend
 
+padded = ContextVar("padded", default=False)  # set where whole batches must be seen, as when attention is recorded
+
 
 def unpadded(keep: Bool[Tensor, "b t"] | None, *, first: bool, causal: bool) -> "Ragged | None":
     """The rows of a batch that is better computed without its padding, else None.
@@ -20,7 +23,7 @@ def unpadded(keep: Bool[Tensor, "b t"] | None, *, first: bool, causal: bool) -> 
     That is on the CPU, where something is padded and nothing has been cached before (`first`). A compiled model takes
     the padded path: it may not depend on how long the rows are.
     """
-    if keep is None or not first or keep.device.type != "cpu" or torch.compiler.is_compiling():
+    if keep is None or not first or keep.device.type != "cpu" or torch.compiler.is_compiling() or padded.get():
         return None
     return None if bool(keep.all()) or not bool(keep.any()) else Ragged(keep, causal=causal)
 

@@ -1,0 +1,122 @@
+"""Pictures of what `record` found: attention head by head, and the logit lens. Arrays in, figures out; nothing is shown
+or written here (`figure.savefig` does that), and pyplot's global state is left alone."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from scratchformers.insight.record import Record
+
+MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The characters that matplotlib's own font can draw."""
+    from matplotlib import font_manager
+
+    path = font_manager.findfont("DejaVu Sans")
+    return frozenset(font_manager.get_font(path).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """The text with what the font lacks, or nothing can draw, by its number."""
+    return "".join(c if c.isprintable() and ord(c) in _glyphs() else f"U+{ord(c):X}" for c in text)
+
+
+def visible(token: str, *, most: int = 14) -> str:
+    """A token as a label: white space by marks, a long one without its middle."""
+    text = drawable("".join(MARKS.get(character, character) for character in token))
+    return text if len(text) <= most else f"{text[: most - 5]}…{text[-4:]}"
+
+
+def attention_grid(attention: Sequence[np.ndarray], *, names: Sequence[str], title: str = "") -> Figure:
+    """Of each layer (a row) each head's weights (heads, t, s), the query downwards: which heads do the same thing."""
+    heads, layers = attention[0].shape[0], len(attention)
+    figure = Figure(figsize=(1.2 + 1.1 * heads, 0.9 + 1.15 * layers), layout="constrained")
+    grid = figure.subplots(layers, heads, squeeze=False)
+    for row, (weights, name) in enumerate(zip(attention, names)):
+        for head, axes in enumerate(grid[row]):
+            axes.imshow(weights[head], vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == 0:
+                axes.set_title(f"head {head}", fontsize=8)
+        _said(grid[row][0].set_ylabel(name, fontsize=8))
+    bar = figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=min(1.0, 3 / layers), aspect=30)
+    bar.set_label("weight", fontsize=8)
+    _said(figure.suptitle(title, fontsize=10))
+    return figure
+
+
+def attention_heads(weights: np.ndarray, tokens: Sequence[str], *, numbers: Sequence[int], title: str = "") -> Figure:
+    """Weights (heads, t, s) of one layer, tokens at the axes: each row says where that token looks. `numbers` are the
+    heads' own."""
+    columns = min(4, len(weights))
+    rows, side = -(-len(weights) // columns), max(2.2, 0.17 * len(tokens) + 1.0)
+    figure = Figure(figsize=(columns * side + 0.8, rows * side + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    labels, font = [visible(token) for token in tokens], 8 if len(tokens) <= 24 else 6
+    for number, axes in enumerate(grid.flat):
+        if number >= len(weights):
+            axes.set_axis_off()
+            continue
+        axes.imshow(weights[number], vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        axes.set_title(f"head {numbers[number]}", fontsize=9)
+        axes.set_xticks(range(weights.shape[2]), labels[-weights.shape[2] :], rotation=90, fontsize=font)
+        axes.set_yticks(range(weights.shape[1]), labels[-weights.shape[1] :], fontsize=font)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            _said(label)
+    figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=0.8 / rows**0.5, aspect=30).set_label("weight", fontsize=8)
+    _said(figure.suptitle(title, fontsize=10))
+    return figure
+
+
+@torch.no_grad()
+def logit_lens(model: Any, found: Record, *, row: int = 0) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What the model would say if it stopped at each layer: its last norm and its unembedding, applied to every hidden
+    state between blocks (nostalgebraist 2020). Names of the layers, the most probable ids (layers, t), and their
+    probabilities. The last row is the model's own answer. Raises ValueError for a model without the two."""
+    if not (hasattr(model, "norm") and hasattr(model, "unembed")):
+        raise ValueError(f"{type(model).__name__} has no last norm and unembedding: there is no logit lens of it.")
+    names = [name for name in found.hidden if name != "norm"]
+    best = [model.unembed(model.norm(found.hidden[name][row])).softmax(-1).max(-1) for name in names]
+    ids = torch.stack([each.indices for each in best]).cpu().numpy()
+    return names, ids, torch.stack([each.values for each in best]).float().cpu().numpy()
+
+
+def lens_picture(
+    names: Sequence[str],
+    words: Sequence[Sequence[str]],
+    probability: np.ndarray,
+    tokens: Sequence[str],
+    *,
+    title: str = "",
+) -> Figure:
+    """What `logit_lens` found, words for ids: the text below, the first layer at the bottom, the answer at the top."""
+    layers, columns = probability.shape
+    figure = Figure(figsize=(2.2 + 0.78 * columns, 2.0 + 0.34 * layers), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(probability, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
+    for layer in range(layers):
+        for column in range(columns):
+            colour = "white" if probability[layer, column] > 0.55 else "black"
+            word = visible(words[layer][column], most=9)
+            _said(axes.text(column, layer, word, ha="center", va="center", fontsize=7, color=colour))
+    axes.set_xticks(range(columns), [visible(token, most=11) for token in tokens], rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(layers), names, fontsize=8)
+    for label in axes.get_xticklabels():
+        _said(label)
+    axes.set_xlabel("after reading", fontsize=9)
+    figure.colorbar(image, ax=axes, aspect=30, pad=0.01).set_label("probability", fontsize=8)
+    _said(figure.suptitle(title, fontsize=10))
+    return figure
+
+
+def _said(text: Any) -> None:
+    """As it stands: a dollar is no mathematics."""
+    text.set_parse_math(False)
