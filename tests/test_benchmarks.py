@@ -7,6 +7,7 @@ import harness
 import pytest
 import reference
 import report
+import table
 
 from scratchformers import nn as bricks
 
@@ -124,3 +125,15 @@ def test_how_far_two_runs_are_apart():
     other["rows"][0]["row"] = "else"
     with pytest.raises(SystemExit, match="different rows"):
         report.differences(RESULTS, other)
+
+
+def test_the_readmes_figures_are_what_the_scripts_write():
+    """From the committed results, and for as many models as there are pages."""
+    from test_house import PAGES, ROOT
+
+    read = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))  # noqa: E731
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.replaced(readme, "speed", report.table(read("cpu.json"))) == readme
+    assert report.replaced(readme, "models", table.table(read("verify.json"))) == readme
+    assert table.WORDS.keys() == {page.stem for page in PAGES}
+    assert (ROOT / "benchmarks" / "results" / "cpu.svg").is_file()

@@ -277,6 +277,68 @@ class Demo:
 
 
 @dataclass
+class Verify:
+    """Prove a checkpoint: ours and transformers' on the same inputs, place by place. Exit status 1 if they differ.
+
+    Example: scratchformers verify openai-community/gpt2
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    against: Annotated[Path | None, arg(metavar="FILE")] = None
+    """What --freeze wrote: compare with that instead of transformers, which need not be installed.
+    A config, weights or tokeniser that changed since is named too."""
+    freeze: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Keep what transformers answers in this file, with the config, the tokeniser's ids and a digest of the weights."""
+    seed: int = 0
+    """Draws the inputs."""
+    json: bool = False
+    """Print the report as a JSON object."""
+
+    def interrupted(self) -> str:
+        return "nothing was proven"
+
+    def run(self) -> int:
+        from scratchformers.checkpoints import hub
+        from scratchformers.insight.verify import verify
+
+        if self.freeze is not None and not self.freeze.absolute().parent.is_dir():
+            raise FileNotFoundError(f"The folder of --freeze {self.freeze} does not exist: make it first.")
+        found = hub.find(self.source)
+        report = verify(found, name=self.source, against=self.against, freeze=self.freeze, seed=self.seed)
+        if self.json:
+            print(json.dumps(report.to_json(), ensure_ascii=False))
+        else:
+            _print_report(report)
+        return 0 if report.passes else 1
+
+
+def _print_report(report: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, width=max(console.width, 110))
+    console.print(f"{report.model} of {report.source}, and {report.against}.\n", soft_wrap=True)
+    table = Table(box=None)
+    for name in ("ours", "theirs", "largest, float64", "float32", "mean, float64", "float32", "values to", ""):
+        table.add_column(name, no_wrap=True)
+    for place in report.places:
+        figures = [place.largest["float64"], place.largest["float32"], place.mean["float64"], place.mean["float32"]]
+        shown = [f"{figure:.1e}" for figure in figures]
+        table.add_row(place.ours, place.theirs, *shown, f"{place.scale:.3g}", "" if place.passes else "differs")
+    console.print(table)
+    agreement = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in report.agreement.items()) or "not compared"
+    console.print(f"\nThe same most probable answer: {agreement}. Tokeniser: {report.tokenizer}.", soft_wrap=True)
+    console.print("Versions: " + ", ".join(f"{name} {value}" for name, value in report.versions.items()) + ".")
+    for problem in report.problems:
+        console.print(problem, soft_wrap=True)
+    first = f" The first place that differs is {report.diverges}." if report.diverges else ""
+    agree = f"They agree: {report.tolerance}."
+    console.print(agree if report.passes else f"They do NOT agree.{first}", soft_wrap=True)
+
+
+@dataclass
 class Page:
     """Print a model as one readable file that needs torch and einops alone: the model's page, and the bricks it uses.
 
@@ -439,6 +501,7 @@ Command = (
     | Annotated[Complete, subcommand("complete")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Verify, subcommand("verify")]
     | Annotated[Page, subcommand("page")]
     | Annotated[Inspect, subcommand("inspect")]
 )
@@ -455,7 +518,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         about = "Transformers one can read, prove and run."
         command = tyro.cli(Command, prog="scratchformers", description=about, args=arguments)  # pyrefly: ignore
-        command.run()
+        status = command.run()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, `head` for example, has gone
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it once more at its end)
@@ -472,4 +535,4 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write("\n")  # what was printed may end within a line
         note(f"interrupted; {command.interrupted() if command else 'nothing was done'}.")
         return 130
-    return 0
+    return status or 0
