@@ -339,6 +339,42 @@ def _print_report(report: Any) -> None:
 
 
 @dataclass
+class Export:
+    """Write a model for elsewhere: the layout that transformers reads, and a model card of what is known of it.
+
+    Example: scratchformers export runs/book --out book-gpt2 --license mit --language en
+    """
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """A run's folder, a checkpoint's, or an id of the Hugging Face hub."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Where to: config.json, model.safetensors, the tokeniser's files, README.md (the card), loss.png."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """How weights are stored; by default as they are."""
+    name: str | None = None
+    """The model's name in its card; by default the folder's. Say owner/name if it is to go to the hub."""
+    license: str | None = None
+    """Of the model, for its card: mit, apache-2.0, ... Nothing is said unless you do."""
+    language: str | None = None
+    """Of its text, for its card: en, de, ..."""
+    overwrite: bool = False
+    """Write into a folder that is not empty; what else lies there stays."""
+
+    def interrupted(self) -> str:
+        return "what was written may lack its card"
+
+    def run(self) -> None:
+        from scratchformers.checkpoints import hub
+        from scratchformers.insight.export import Wanted, export
+
+        wanted = Wanted(self.name, self.license, self.language)
+        path = Path(self.source)
+        source = path if path.exists() else hub.find(self.source)
+        written = export(source, self.out, dtype=self.dtype, overwrite=self.overwrite, wanted=wanted)
+        print(f"{self.out}: {', '.join(written)}.")
+
+
+@dataclass
 class Page:
     """Print a model as one readable file that needs torch and einops alone: the model's page, and the bricks it uses.
 
@@ -502,6 +538,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Page, subcommand("page")]
     | Annotated[Inspect, subcommand("inspect")]
 )

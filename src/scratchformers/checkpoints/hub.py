@@ -223,3 +223,22 @@ def _digest(path: Path, etag: str | None) -> str | None:
         start.update(b"blob %d\0" % path.stat().st_size)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: start).hexdigest()
+
+
+def model_card(body: str, *, model_name: str, results: dict[str, Any] | None = None, **data: Any) -> str:
+    """A card as the hub reads it: YAML, then the body. `results`: the data set's name under "dataset", and by the name
+    of each metric its kind and value."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = dict(results or {})
+    dataset = found.pop("dataset", None)
+    evaluated = [
+        EvalResult(
+            task_type=data["pipeline_tag"], dataset_type="text", dataset_name=f"{dataset}, held out",
+            metric_type=kind, metric_name=name, metric_value=round(value, 6),
+        )
+        for name, (kind, value) in found.items()
+    ]  # fmt: skip
+    named: dict[str, Any] = {"model_name": model_name, "eval_results": evaluated} if evaluated else {}
+    head = ModelCardData(**data, **named)
+    return f"---\n{head.to_yaml()}\n---\n\n{body}"
