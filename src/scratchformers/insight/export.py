@@ -160,9 +160,9 @@ def _training(run: _Run) -> list[str]:
     said += ["Settings:", _table(facts["settings"].items())]
     said += ["## Limits"]
     said.append(
-        f"It was trained on {seen:,} tokens, drawn from a text of {trained['tokens']:,}. Nothing was done to keep out what "
-        "is wrong, private or offensive in it, and it may repeat passages of it. Besides its loss on the held-out text, "
-        "nothing about it was measured."
+        f"It was trained on {seen:,} tokens, drawn from a text of {trained['tokens']:,}. Nothing was done to keep out "
+        "what is wrong, private or offensive in it, and it may repeat passages of it. Besides its loss on the held-out "
+        "text, nothing about it was measured."
     )
     return said
 
