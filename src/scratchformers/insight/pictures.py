@@ -84,7 +84,8 @@ def logit_lens(model: Any, found: Record, *, row: int = 0) -> tuple[list[str], n
     if not (hasattr(model, "norm") and hasattr(model, "unembed")):
         raise ValueError(f"{type(model).__name__} has no last norm and unembedding: there is no logit lens of it.")
     names = [name for name in found.hidden if name != "norm"]
-    best = [model.unembed(model.norm(found.hidden[name][row])).softmax(-1).max(-1) for name in names]
+    states = [found.hidden[name][row][None] for name in names]
+    best = [model.unembed(model.norm(state))[0].softmax(-1).max(-1) for state in states]
     ids = torch.stack([each.indices for each in best]).cpu().numpy()
     return names, ids, torch.stack([each.values for each in best]).float().cpu().numpy()
 
