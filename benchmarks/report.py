@@ -1,7 +1,7 @@
 """What `benchmarks/bench.py` found, as the README's table and picture, and how far two runs of it agree.
 
 python benchmarks/report.py benchmarks/results/cpu.json --readme README.md --picture benchmarks/results/cpu.svg
-python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json
+python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
 """
 
 import argparse
@@ -66,6 +66,17 @@ def differences(first, second):
     return {name: max(pair) / min(pair) - 1 for name in best[0] for pair in [(best[0][name], best[1][name])]}
 
 
+def agreement(found):
+    """A sentence about two runs, from what `differences` found of them."""
+    ordered = sorted(found, key=found.get)
+    apart = ", ".join(f"{name.partition(', ')[2]} {found[name]:.0%}" for name in ordered)
+    verdict = "agree" if max(found.values()) <= TOLERANCE else "do not all agree"
+    return (
+        f"Two runs of `make bench BENCH=--quick`, one after the other on a shared machine, {verdict} within "
+        f"{TOLERANCE:.0%} on the ratios of the best rounds: they are apart by {apart}."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
@@ -77,6 +88,9 @@ def main():
     if arguments.agree:
         found = differences(results, json.loads(arguments.agree.read_text(encoding="utf-8")))
         print("\n".join(f"{name}: {share:.1%} apart" for name, share in found.items()))
+        if arguments.readme:
+            text = arguments.readme.read_text(encoding="utf-8")
+            arguments.readme.write_text(replaced(text, "agreement", agreement(found)), encoding="utf-8")
         raise SystemExit(int(max(found.values()) > TOLERANCE))
     if arguments.readme:
         text = arguments.readme.read_text(encoding="utf-8")

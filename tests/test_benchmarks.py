@@ -122,6 +122,8 @@ def test_how_far_two_runs_are_apart():
     other = json.loads(json.dumps(RESULTS))
     other["rows"][0]["best"] = 1.0
     assert report.differences(RESULTS, other) == {"gpt2, greedy": 0.25}
+    assert "do not all agree within 15%" in report.agreement({"gpt2, greedy": 0.25})
+    assert "machine, agree within 15%" in report.agreement({"gpt2, greedy": 0.149})
     other["rows"][0]["row"] = "else"
     with pytest.raises(SystemExit, match="different rows"):
         report.differences(RESULTS, other)
@@ -134,6 +136,8 @@ def test_the_readmes_figures_are_what_the_scripts_write():
     read = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))  # noqa: E731
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.replaced(readme, "speed", report.table(read("cpu.json"))) == readme
+    apart = report.differences(read("quick-1.json"), read("quick-2.json"))
+    assert report.replaced(readme, "agreement", report.agreement(apart)) == readme
     assert report.replaced(readme, "models", table.table(read("verify.json"))) == readme
     assert table.WORDS.keys() == {page.stem for page in PAGES}
     assert (ROOT / "benchmarks" / "results" / "cpu.svg").is_file()

@@ -260,6 +260,18 @@ def test_the_report_as_json(checkpoint, capsys):
     assert "torchvision" not in sys.modules or sys.modules["torchvision"] is not None
 
 
+def test_a_tokeniser_that_transformers_does_not_read_is_said(checkpoint, monkeypatch):
+    import transformers
+
+    def refuses(source):
+        raise OSError("no file of it is there")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuses)
+    report = verify(checkpoint / "good")
+    assert report.passes
+    assert report.tokenizer == "not compared, for transformers does not read it"
+
+
 def test_hidden_torchvision_comes_back(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with module._importable():
