@@ -1,6 +1,8 @@
 """`verify` proves a checkpoint, and is itself proven: every planted bug makes it fail and name the place."""
 
 import ast
+import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -14,13 +16,14 @@ import test_mutants
 import torch
 from safetensors.torch import load_file, save_file
 from test_mutants import MUTANTS
+from test_text import FROZEN
 
 import scratchformers as sf
 from scratchformers import cache
 from scratchformers.cli import main
 from scratchformers.insight import verify as module
 from scratchformers.insight.verify import TOLERANCES, read_frozen, verify
-from scratchformers.text import train_bpe
+from scratchformers.text import characters, train_bpe
 
 FREEZE = Path(__file__).parent / "freeze" / "verify.py"
 
@@ -65,9 +68,14 @@ def test_a_good_checkpoint_passes_in_both_precisions(checkpoint):
         assert place.largest["float64"] <= 1e-10 * max(1, place.scale)
         assert place.mean["float32"] <= place.largest["float32"] <= 1e-4 * max(1, place.scale)
     assert report.agreement == {"float64": 1.0, "float32": 1.0}
-    assert report.tokenizer.startswith("15 of 15")
+    assert report.tokenizer.startswith("16 of 16")
     assert report.versions.keys() == {"torch", "transformers"}
-    assert verify(checkpoint / "good", against=checkpoint / "frozen.safetensors").passes
+    frozen = verify(checkpoint / "good", against=checkpoint / "frozen.safetensors")
+    assert frozen.passes
+    assert frozen.tokenizer == report.tokenizer
+    assert frozen.versions.keys() == {"torch"}, "of the transformers that is not asked, the file tells"
+    assert report.caveat
+    assert not frozen.caveat
 
 
 FIRST = {  # where a bug must first be seen
@@ -160,6 +168,38 @@ def test_a_tampered_weight_is_caught(checkpoint, copy, tamper, place, capsys):
     assert f"They do NOT agree. The first place that differs is {place}." in said
 
 
+def test_a_weight_that_is_no_number_is_caught_where_no_input_reaches(copy):
+    state = load_file(copy / "model.safetensors")
+    state["transformer.wte.weight"][0, 0] = torch.inf
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    assert verify(copy).problems[0] == "The checkpoint's weights are not all finite numbers: token.weight."
+
+
+def test_heads_of_published_weights_are_caught(copy, monkeypatch):
+    """Which the digest of the weights tells, without anything frozen."""
+    known, preset = module.REFERENCES["GPT2"], sf.load(copy).config
+    weights = (copy / "model.safetensors").read_bytes()
+    digest = (len(weights), hashlib.sha256(weights).hexdigest())
+    published = dataclasses.replace(known, published={"small": digest})
+    monkeypatch.setitem(module.REFERENCES, "GPT2", published)
+    monkeypatch.setitem(sf.GPT2.presets, "small", preset)
+    report = verify(copy)
+    assert (report.passes, report.published, report.caveat) == (True, "small", "")
+    change_config(copy, resid_pdrop=0.3, n_inner=4 * preset.dim)
+    assert verify(copy).passes, "neither changes what is computed"
+    change_config(copy, n_head=5)
+    said = "The config is not the one these weights were published with: heads was 3 and is 5."
+    assert verify(copy).problems == [said]
+
+
+def test_digests_are_those_of_the_manifests():
+    for name, (size, digest) in module.REFERENCES["GPT2"].published.items():
+        manifest = json.loads((Path(__file__).parent / "manifests" / f"{name}.json").read_text(encoding="utf-8"))
+        file = manifest["files"]["model.safetensors"]
+        assert (file["bytes"], file["sha256"]) == (size, digest)
+        assert name in sf.GPT2.presets
+
+
 def change_config(folder, **fields):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | fields), encoding="utf-8")
@@ -206,14 +246,140 @@ def test_a_tokeniser_read_wrongly_is_caught(checkpoint, monkeypatch):
     assert "The tokeniser differs from transformers on" in report.problems[0]
 
 
-def test_reference_answers_that_hold_nan_never_pass(checkpoint, tmp_path):
-    frozen = checkpoint / "frozen.safetensors"
+def test_a_tokeniser_that_decodes_wrongly_is_caught(checkpoint, monkeypatch):
+    kind = module.load_tokenizer(checkpoint / "good").__class__
+    decode = kind.decode
+    monkeypatch.setattr(kind, "decode", lambda self, ids: decode(self, ids).strip())
+    assert "first on ' leading and trailing '" in verify(checkpoint / "good").problems[0]
+
+
+def test_a_tokeniser_that_refuses_what_it_could_spell_is_caught(checkpoint, monkeypatch):
+    def encode(self, text):
+        raise ValueError("no")
+
+    monkeypatch.setattr(module.load_tokenizer(checkpoint / "good").__class__, "encode", encode)
+    assert "ours gives none, theirs [" in verify(checkpoint / "good").problems[0]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tokeniser_of_characters(copy, tmp_path, frozen):
+    """It refuses most of the texts, and its own characters are one."""
+    for name, content in characters(["Hello, world!"]).files.items():
+        (copy / name).write_bytes(content)
+    report = verify(copy, freeze=tmp_path / "frozen.safetensors")
+    report = verify(copy, against=tmp_path / "frozen.safetensors") if frozen else report
+    assert report.passes
+    assert report.tokenizer == (
+        "2 of 2 texts have the same ids and come back the same; 14 hold characters it has no id for"
+    )
+
+
+def test_a_tokeniser_under_openais_names(copy):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
+    for ours, name in zip(("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        shutil.copy(FROZEN / ours, copy / name)
+    report = verify(copy)
+    assert report.tokenizer.startswith("16 of 16")
+    assert len(report.problems) == 1
+    assert "The tokeniser is not this model's" in report.problems[0]
+
+
+def test_a_tokeniser_that_transformers_cannot_read_is_said(checkpoint, monkeypatch):
+    import transformers
+
+    def fails(*_):
+        raise Exception("no such thing\nat all")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    report = verify(checkpoint / "good")
+    assert report.problems == ["transformers cannot read the tokeniser (no such thing), which ours can."]
+
+
+def test_a_file_frozen_without_a_tokeniser_says_nothing_of_one(copy, checkpoint, tmp_path):
+    (copy / "tokenizer.json").unlink()
+    verify(copy, freeze=tmp_path / "frozen.safetensors")
+    report = verify(checkpoint / "good", against=tmp_path / "frozen.safetensors")
+    assert report.tokenizer == "not compared, for the file was frozen without one"
+
+
+def refrozen(frozen, path, change):
+    """The file with other tensors."""
     tensors, metadata = load_file(frozen), {"format": module.FORMAT}
     metadata["facts"] = json.dumps(read_frozen(frozen).facts)
-    tensors["reference/whole/output"][0, 0, 0] = torch.nan
-    save_file(tensors, tmp_path / "nan.safetensors", metadata=metadata)
-    report = verify(checkpoint / "good", against=tmp_path / "nan.safetensors")
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def strange(value):
+    def change(tensors):
+        tensors["reference/whole/output"][0, 0, 0] = value
+
+    return change
+
+
+def narrower(tensors):
+    tensors["reference/whole/output"] = tensors["reference/whole/output"][..., :-1].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (strange(torch.nan), "At output, in float64, theirs are not all finite numbers."),
+        (strange(torch.inf), "At output, in float64, theirs are not all finite numbers."),
+        (narrower, "At output ours has the shape [2, 16, 290] and theirs [2, 16, 289]."),
+    ],
+)
+def test_answers_that_cannot_be_compared_never_pass(checkpoint, tmp_path, change, said):
+    report = verify(
+        checkpoint / "good", against=refrozen(checkpoint / "frozen.safetensors", tmp_path / "changed", change)
+    )
     assert report.diverges == "output"
+    assert report.problems == [said]
+
+
+def test_answers_of_ours_that_are_no_numbers_never_pass(checkpoint, monkeypatch):
+    """Not even where the reference has the same."""
+    states = module._states
+
+    def infinite(*arguments):
+        found = states(*arguments)
+        for state in found.values():
+            state["blocks.1"] = state["blocks.1"] * torch.inf if "blocks.1" in state else torch.zeros(1)
+        return found
+
+    monkeypatch.setattr(module, "_states", infinite)
+    report = verify(checkpoint / "good")
+    assert report.diverges == "blocks.1"
+    assert report.problems == ["At blocks.1, in float64, ours and theirs are not all finite numbers."]
+
+
+def test_only_padded_rows_may_be_wrong(checkpoint, monkeypatch):
+    """A bug that a batch without padding never shows."""
+    forward = sf.GPT2.forward
+
+    def wrong(self, ids, *, keep=None, cache=None):
+        out = forward(self, ids, keep=keep, cache=cache)
+        return out if keep is None or keep[1].all() else out + 1e-6 * ~keep.all(-1)[:, None, None]
+
+    monkeypatch.setattr(sf.GPT2, "forward", wrong)
+    assert verify(checkpoint / "good").diverges == "output"
+
+
+def test_float32_is_held_to_its_own_bound(checkpoint, monkeypatch):
+    """Right in float64 alone is not right."""
+    forward = sf.GPT2.forward
+
+    def coarse(self, ids, **settings):
+        out = forward(self, ids, **settings)
+        return out.bfloat16().to(out.dtype) if out.dtype == torch.float32 else out
+
+    monkeypatch.setattr(sf.GPT2, "forward", coarse)
+    report = verify(checkpoint / "good")
+    assert report.diverges == "output"
+    (output,) = [place for place in report.places if place.ours == "output"]
+    assert output.largest["float64"] < 1e-12
 
 
 # --- without transformers
@@ -231,7 +397,7 @@ def test_without_transformers_weights_that_are_not_numbers_fail(copy, alone):
     not_a_number(state)
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
     report = verify(copy)
-    assert report.problems == ["The checkpoint's weights are not all finite numbers."]
+    assert report.problems == ["The checkpoint's weights are not all finite numbers: blocks.1.attention_norm.weight."]
 
 
 def test_the_small_model_is_what_the_script_writes_today():
@@ -247,6 +413,18 @@ def test_the_small_model_is_what_the_script_writes_today():
     assert ast.parse(FREEZE.read_text(encoding="utf-8"))
 
 
+def test_a_transformers_that_cannot_be_imported_is_a_sentence(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "transformers.py").write_text("raise ImportError('it wants another torch')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformers")
+    assert main(["verify", str(checkpoint / "good")]) == 2
+    assert (
+        "is installed and cannot be imported (it wants another torch): mend it, or pass --against"
+        in capsys.readouterr().err
+    )
+    assert main(["verify", str(checkpoint / "good"), "--against", str(checkpoint / "frozen.safetensors")]) == 0
+
+
 # --- the program
 
 
@@ -258,18 +436,6 @@ def test_the_report_as_json(checkpoint, capsys):
     assert said["tolerances"] == {"float64": 1e-10, "float32": 1e-4}
     assert said["places"][0].keys() == {"ours", "theirs", "largest", "mean", "scale", "passes"}
     assert "torchvision" not in sys.modules or sys.modules["torchvision"] is not None
-
-
-def test_a_tokeniser_that_transformers_does_not_read_is_said(checkpoint, monkeypatch):
-    import transformers
-
-    def refuses(source):
-        raise OSError("no file of it is there")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuses)
-    report = verify(checkpoint / "good")
-    assert report.passes
-    assert report.tokenizer == "not compared, for transformers does not read it"
 
 
 def test_hidden_torchvision_comes_back(monkeypatch):

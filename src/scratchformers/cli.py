@@ -331,11 +331,15 @@ def _print_report(report: Any) -> None:
     agreement = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in report.agreement.items()) or "not compared"
     console.print(f"\nThe same most probable answer: {agreement}. Tokeniser: {report.tokenizer}.", soft_wrap=True)
     console.print("Versions: " + ", ".join(f"{name} {value}" for name, value in report.versions.items()) + ".")
+    if report.published:
+        console.print(f"The weights are those published as {report.published}, to the last bit.", soft_wrap=True)
     for problem in report.problems:
         console.print(problem, soft_wrap=True)
     first = f" The first place that differs is {report.diverges}." if report.diverges else ""
     agree = f"They agree: {report.tolerance}."
     console.print(agree if report.passes else f"They do NOT agree.{first}", soft_wrap=True)
+    if report.caveat:
+        console.print(report.caveat, soft_wrap=True)
 
 
 @dataclass

@@ -276,12 +276,13 @@ def _agreed(given: Any, found: Any, source: Path, kind: type[Config]) -> Config:
         return found
     if found is None:
         return given
-    a, b = _spelt_out(given), _spelt_out(found)
+    a, b = spelt_out(given), spelt_out(found)
     if differs := [f"{name} is {b[name]} in the file and {a[name]} in config=" for name in a if a[name] != b[name]]:
         raise ValueError(f"{source}: {'; '.join(differs)}. Leave config= out to take the file's.")
     return given
 
 
-def _spelt_out(config: Config) -> dict[str, Any]:
+def spelt_out(config: Config) -> dict[str, Any]:
+    """The fields, those that follow from others too: configs that mean the same are equal."""
     fields = dataclasses.asdict(config)
     return fields | ({"hidden": 4 * fields["dim"]} if fields.get("hidden", 0) is None else {})

@@ -4,7 +4,7 @@ A model registers with values: a `Reference` under its class's name.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,15 +21,17 @@ class Reference:
     cases: Callable[..., dict[str, Case]]  # of a config, a generator, and a text's ids where there is a tokeniser
     ours: Mapping[str, Call]  # ways in which ours computes the same; into `output` one can look
     theirs: Call
+    published: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # of presets: bytes, sha256 of the weights
 
 
 def written(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
-    """For a model that writes: rows of 16 tokens, whole, padded on the left, padded on the right; a text."""
+    """For a model that writes: rows of 16 tokens, whole, padded on the left, padded on the right; one of 80; a text."""
     columns = min(16, config.length)
     ids = torch.randint(config.vocab, (2, columns), generator=generator)
     left, right = torch.ones_like(ids).bool(), torch.ones_like(ids).bool()
     left[1, : columns // 3], right[0, columns - columns // 4 :] = False, False
     cases = {"whole": {"ids": ids}, "left": {"ids": ids, "keep": left}, "right": {"ids": ids, "keep": right}}
+    cases["long"] = {"ids": torch.randint(config.vocab, (1, min(80, config.length)), generator=generator)}
     return cases | ({"text": {"ids": torch.tensor([text[:columns]])}} if text else {})
 
 
@@ -64,5 +66,10 @@ REFERENCES = {
             "with a static cache": lambda model, **case: with_cache(model, **case, length=case["ids"].shape[1]),
         },
         gpt2_of_transformers,
+        published={
+            "gpt2": (548105171, "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
+            "gpt2-medium": (1519984962, "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd"),
+            "distilgpt2": (352824413, "e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b"),
+        },
     )
 }

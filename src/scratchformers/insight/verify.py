@@ -6,6 +6,7 @@ what it answered for a small model that comes with us, which proves the code and
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import math
@@ -25,21 +26,26 @@ from torch import Tensor, nn
 
 from scratchformers import ragged
 from scratchformers.checkpoints import files
-from scratchformers.checkpoints.pretrained import fingerprint, read_config
+from scratchformers.checkpoints.pretrained import Config, fingerprint, read_config, spelt_out
 from scratchformers.insight.references import REFERENCES, Call, Case, Reference
 from scratchformers.models import load, load_tokenizer
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the largest value at a place, or of 1 if that is more
+# Of the largest value at a place, or of 1 if that is more. Rounding alone came to 6e-15 and 4e-6 in GPT-2 124M
+# (benchmarks/results/verify.json); the slightest of the planted bugs, the wrong GELU, to 3e-4 of both in a small model.
+# float64 decides, by a wide margin; float32, whose rounding grows with depth, shows only what is wrong in it alone.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 MOST = 512  # columns of an output that are frozen, spread over all
 FORMAT = "scratchformers-verify-1"
-SHIPPED = Path(__file__).parent / "frozen"
+SHIPPED, SMALL = Path(__file__).parent / "frozen", "a small model that comes with scratchformers"
 TEXTS = (
     "Hello, world!", " leading and trailing ", "it's they'll WE'VE", "a\n\nb\tc\r\n", "1905 19 05 3.14159",
     "naïve façade ÅÄÖ ß", "Привет, мир", "你好,世界 日本語", "👩\u200d👧 🏳\ufe0f\u200d🌈 😀", "e\u0301 \u00e9 \u00a0",
     "...!!!???", "<|endoftext|>", "one<|endoftext|>two", "x" * 500, "    indented(code)",
 )  # fmt: skip
 
+OWN = 300  # ids whose text is one more text
 States = dict[str, dict[str, Tensor]]  # of each case, what stood at each place
+Spelling = dict[str, Any]  # of each text [its ids, what they are decoded to], or None where it cannot be spelt
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Report:
     agreement: dict[str, float] = field(default_factory=dict)  # share of places with the same most probable answer
     tokenizer: str = "none"
     problems: list[str] = field(default_factory=list)  # a sentence each
+    published: str | None = None  # the preset whose published weights these are, to the last bit
+    caveat: str = ""  # what this comparison cannot show
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -107,13 +115,35 @@ def verify(
     if kind not in REFERENCES:
         raise ValueError(f"{kind} has no reference to be verified against: expected one of {', '.join(REFERENCES)}.")
     report = Report(name or str(source), kind, "", versions={"torch": torch.__version__})
+    _check_weights(report, model, files.find_weights(source))
     if against is not None:
         _against(report, source, model, read_frozen(against), str(against))
     elif installed:
         _beside(report, source, model, seed, freeze)
     else:
-        _shipped(report, source, model)
+        _shipped(report)
     return report
+
+
+def _check_weights(report: Report, model: Any, weights: Path) -> None:
+    """All are numbers, also those that no input reaches; and published ones stand beside the config they came with."""
+    if strange := [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]:
+        report.problems.append(f"The checkpoint's weights are not all finite numbers: {', '.join(strange[:5])}.")
+    for name, (size, digest) in REFERENCES[report.model].published.items():
+        if weights.stat().st_size == size and _sha256(weights) == digest:
+            report.published = name
+            if changed := _changed(model.presets[name], model.config, apart="dropout"):
+                report.problems.append(f"The config is not the one these weights were published with: {changed}.")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _changed(then: Config, now: Config, apart: str = "") -> str:
+    a, b = spelt_out(then), spelt_out(now)
+    return "; ".join(f"{name} was {a[name]} and is {b[name]}" for name in a if a[name] != b[name] and name != apart)
 
 
 # --- against what
@@ -123,12 +153,19 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
     """transformers, on the same checkpoint, in both precisions."""
     reference = REFERENCES[report.model]
     tokens = _our_tokens(source)
-    text = [id for ids in tokens.values() for id in ids] if tokens else []
-    _check_ids(report, text, model.config)
-    cases = reference.cases(model.config, torch.Generator().manual_seed(seed), [] if report.problems else text)
+    text = [id for spelt in (tokens or {}).values() if spelt for id in spelt[0]]
+    fits = _check_ids(report, text, model.config)
+    cases = reference.cases(model.config, torch.Generator().manual_seed(seed), text if fits else [])
     expected: dict[torch.dtype, States] = {}
+    their_tokens = None
     with _importable():
-        import transformers
+        try:
+            import transformers
+        except ImportError as error:
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"transformers is installed and cannot be imported ({said}): mend it, or pass --against a file."
+            ) from None
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -146,47 +183,51 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
             paths = dict(reference.places(model.config))
             expected[dtype] = _states(theirs.eval(), paths, cases, reference.theirs, "output")
             del theirs
-        if tokens:
-            _compare_tokens(report, tokens, _their_tokens(transformers, source, tokens), "transformers")
+        if tokens is not None:
+            their_tokens = _their_tokens(report, transformers, source, tokens)
+    if their_tokens is not None:
+        _compare_tokens(report, tokens, their_tokens, "transformers")
     _compare(report, source, reference, cases, expected)
+    if report.published is None:
+        report.caveat = (
+            "Both read the same config.json and the same tokeniser: whether somebody changed those, only --against "
+            "a file that was frozen before can tell."
+        )
     if freeze is not None:
-        _freeze(freeze, report, model, source, tokens, cases, expected[torch.float64])
+        _freeze(freeze, report, model, source, their_tokens, cases, expected[torch.float64])
 
 
 def _against(report: Report, source: Path, model: Any, frozen: "Frozen", named: str) -> None:
     """What a file says the reference answered, for this config, these weights and this tokeniser."""
-    report.against = f"{named}: {frozen.facts['reference']}"
-    report.versions |= frozen.facts["versions"]
+    report.against = f"{named}: {frozen.facts['reference']} on torch {frozen.facts['versions']['torch']}"
     published = frozen.facts["config"]
     layout = next((each for each in model.layouts if each.model_type == published.get("model_type")), None)
     if layout is None:
         report.problems.append(f"The file is of a {published.get('model_type')!r}, the checkpoint a {report.model}.")
         return
-    then, now = dataclasses.asdict(layout.read(published)), dataclasses.asdict(model.config)
-    changed = [f"{name} was {then[name]} and is {now[name]}" for name in then if then[name] != now[name]]
-    if changed:
-        report.problems.append(f"The config is not the one that was frozen: {'; '.join(changed)}.")
+    if changed := _changed(layout.read(published), model.config):
+        report.problems.append(f"The config is not the one that was frozen: {changed}.")
     if frozen.facts.get("weights") not in (None, fingerprint(model)):
         report.problems.append("The weights are not those that were frozen.")
-    if frozen.facts.get("tokens") is not None:
-        _compare_tokens(report, _our_tokens(source, list(frozen.facts["tokens"])), frozen.facts["tokens"], "the file")
+    if (tokens := frozen.facts.get("tokens")) is not None:
+        _compare_tokens(report, _our_tokens(source, list(tokens)), tokens, "the file")
+    elif named != SMALL and _our_tokens(source, []) is not None:
+        report.tokenizer = "not compared, for the file was frozen without one"
     expected = dict.fromkeys(TOLERANCES, frozen.states)
     _compare(report, source, REFERENCES[report.model], frozen.cases, expected)
 
 
-def _shipped(report: Report, source: Path, model: Any) -> None:
+def _shipped(report: Report) -> None:
     """The small model that comes with us; of the checkpoint itself, that it was loaded strictly and is finite."""
     frozen = read_frozen(SHIPPED / f"{report.model}.safetensors")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(frozen.facts["config"]), encoding="utf-8")
         save_file(frozen.weights, Path(folder, "model.safetensors"))
-        small = load(folder)
-        _against(report, Path(folder), small, frozen, "a small model that comes with scratchformers")
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        report.problems.append("The checkpoint's weights are not all finite numbers.")
-    report.against += (
-        ". This proves the code, not the checkpoint, of which every tensor found its place: for that, "
-        "`pip install transformers`, or pass --against a file that --freeze wrote"
+        _against(report, Path(folder), load(folder), frozen, SMALL)
+    report.tokenizer = "not compared"
+    report.caveat = (
+        "This proves the code, not the checkpoint, of which every tensor found its place: for that, "
+        "`pip install transformers`, or pass --against a file that --freeze wrote."
     )
 
 
@@ -233,7 +274,7 @@ def _noting(seen: dict[str, Tensor], place: str) -> Callable[..., None]:
 def _compare(report: Report, source: Path, reference: Reference, cases: dict[str, Case], expected: dict) -> None:
     """Fills in `places` and `agreement`: each way of ours in each precision."""
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    names = {"output": "logits"}
+    names, faults = {"output": "logits"}, []
     for dtype, theirs in expected.items():
         model = load(source, dtype=dtype)
         places = reference.places(model.config)
@@ -247,13 +288,16 @@ def _compare(report: Report, source: Path, reference: Reference, cases: dict[str
                     for case, state in states.items()
                 ]
                 found.setdefault(place, {})[_name(dtype)] = _difference(pairs)
+                faults += _faults(pairs, place, _name(dtype))
                 if place == "output":
                     report.agreement[_name(dtype)] = _agreement(pairs)
     for place, figures in found.items():
         scale = max(1.0, figures["float64"][2])
-        passes = all(figures[_name(dtype)][0] <= bound * scale for dtype, bound in TOLERANCES.items())
+        finite = all(math.isfinite(value) for values in figures.values() for value in values)
+        passes = finite and all(figures[_name(dtype)][0] <= bound * scale for dtype, bound in TOLERANCES.items())
         largest, mean = ({dtype: values[i] for dtype, values in figures.items()} for i in (0, 1))
         report.places.append(Place(place, names.get(place, "logits"), largest, mean, figures["float64"][2], passes))
+    report.problems += faults[:1]  # what follows the first follows from it
 
 
 def _try(report: Report, model: Any, within: list[str], cases: dict[str, Case], call: Call, way: str) -> States:
@@ -285,6 +329,19 @@ def _difference(pairs: list[tuple[Tensor | None, Tensor]]) -> tuple[float, float
     return float(apart.max()), float(apart.mean()), max(float(b.abs().max()) for _, b in alike)
 
 
+def _faults(pairs: list[tuple[Tensor | None, Tensor]], place: str, dtype: str) -> list[str]:
+    """Why these cannot be compared by numbers, a sentence each."""
+    found = []
+    for a, b in pairs:
+        shapes = a is not None and (_thin(a) if a.shape != b.shape else a).shape != b.shape
+        strange = [whose for whose, x in (("ours", a), ("theirs", b)) if x is not None and not bool(x.isfinite().all())]
+        if a is not None and shapes:
+            found.append(f"At {place} ours has the shape {list(a.shape)} and theirs {list(b.shape)}.")
+        if strange:
+            found.append(f"At {place}, in {dtype}, {' and '.join(strange)} are not all finite numbers.")
+    return found
+
+
 def _agreement(pairs: list[tuple[Tensor | None, Tensor]]) -> float:
     same = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in _alike(pairs)]
     return float(torch.cat(same).double().mean()) if same else 0.0
@@ -303,46 +360,75 @@ def _name(dtype: torch.dtype) -> str:
 # --- tokenisers
 
 
-def _our_tokens(source: Path, texts: list[str] | tuple[str, ...] = TEXTS) -> dict[str, list[int]]:
-    """The ids of each text that has ids for all of it; empty where the checkpoint has no tokeniser."""
+def _our_tokens(source: Path, texts: list[str] | None = None) -> Spelling | None:
+    """Of each text (by default TEXTS, and one of the tokeniser's own words); None where there is no tokeniser."""
     try:
         tokenizer = load_tokenizer(source)
     except FileNotFoundError:
-        return {}
-    found = {}
-    for text in texts:
+        return None
+    found: Spelling = {}
+    for text in (*TEXTS, tokenizer.decode(range(min(OWN, tokenizer.vocab)))) if texts is None else texts:
+        found[text] = None  # refused: it holds characters without an id
         with contextlib.suppress(ValueError):
-            found[text] = tokenizer.encode(text)
+            ids = tokenizer.encode(text)
+            found[text] = [ids, tokenizer.decode(ids)]
     return found
 
 
-def _their_tokens(transformers: Any, source: Path, texts: Mapping[str, Any]) -> dict[str, list[int]]:
+def _their_tokens(report: Report, transformers: Any, source: Path, ours: Spelling) -> Spelling | None:
+    """The same of transformers. Characters without an id it drops: a text that does not come back is one it refuses, if
+    ours does."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):  # files that it does not read: OpenAI's own, say
-        return {}
-    return {text: list(tokenizer(text)["input_ids"]) for text in texts}
+        tokenizer = _their_tokenizer(transformers, source)
+    except Exception as error:  # bare Exception, among others
+        said = str(error).partition("\n")[0]
+        report.tokenizer = "not compared"
+        report.problems.append(f"transformers cannot read the tokeniser ({said}), which ours can.")
+        return None
+    found: Spelling = {}
+    for text, spelt in ours.items():
+        ids = list(tokenizer(text)["input_ids"])
+        back = tokenizer.decode(ids)
+        found[text] = None if spelt is None and back != text else [ids, back]
+    return found
 
 
-def _check_ids(report: Report, ids: list[int], config: Any) -> None:
-    if ids and max(ids) >= config.vocab:
+def _their_tokenizer(transformers: Any, source: Path) -> Any:
+    if any((source / name).is_file() for name in ("tokenizer.json", files.VOCABULARIES[0][0])):
+        return transformers.AutoTokenizer.from_pretrained(source)
+    with tempfile.TemporaryDirectory() as folder:  # OpenAI's names it does not know: it would make an empty tokeniser
+        for name, content in {**files.read_assets(source), "config.json": files.to_json(read_config(source))}.items():
+            Path(folder, name).write_bytes(content)
+        return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _check_ids(report: Report, ids: list[int], config: Any) -> bool:
+    fits = not ids or max(ids) < config.vocab
+    if not fits:
         report.problems.append(
             f"The tokeniser is not this model's: it gives id {max(ids)}, and the model knows 0 to {config.vocab - 1}."
         )
+    return fits
 
 
-def _compare_tokens(report: Report, ours: dict[str, list[int]], theirs: dict[str, list[int]], whose: str) -> None:
-    if not theirs:
-        report.tokenizer = f"not compared, for {whose} does not read it"
-        return
-    different = [text for text in theirs if ours.get(text) != theirs[text]]
-    report.tokenizer = f"{len(theirs) - len(different)} of {len(theirs)} texts have the same ids"
+def _compare_tokens(report: Report, ours: Spelling | None, theirs: Spelling, whose: str) -> None:
+    ours = ours or {}
+    different = [text for text in theirs if ours.get(text, ()) != theirs[text]]
+    refused = sum(theirs[text] is None for text in theirs)
+    same = len(theirs) - len(different) - refused
+    report.tokenizer = f"{same} of {len(theirs) - refused} texts have the same ids and come back the same"
+    report.tokenizer += f"; {refused} hold characters it has no id for" if refused else ""
     if different:
         text = different[0]
+        said = [_spelt(spelling.get(text)) for spelling in (ours, theirs)]
         report.problems.append(
             f"The tokeniser differs from {whose} on {len(different)} of {len(theirs)} texts, first on {text[:30]!r}: "
-            f"ours {(ours.get(text) or [])[:8]}, theirs {theirs[text][:8]}."
+            f"ours {said[0]}, theirs {said[1]}."
         )
+
+
+def _spelt(spelling: list[Any] | None) -> str:
+    return "gives none" if spelling is None else f"{spelling[0][:8]}, read back as {spelling[1][:30]!r}"
 
 
 # --- frozen outputs
@@ -365,7 +451,7 @@ def read_frozen(path: Path) -> Frozen:
         raise
     except Exception as error:  # safetensors raises its own, and OSError for some
         raise ValueError(f"{path} is no safetensors file ({error}).") from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT or "facts" not in metadata:
         raise ValueError(f"{path} was not written by `scratchformers verify --freeze`.")
     cases: dict[str, Case] = {}
     states: States = {}
@@ -379,13 +465,13 @@ def read_frozen(path: Path) -> Frozen:
     return Frozen(json.loads(metadata["facts"]), cases, states, weights)
 
 
-def _freeze(path: Path, report: Report, model: Any, source: Path, tokens: dict, cases: dict, states: States) -> None:
+def _freeze(path: Path, report: Report, model: Any, source: Path, tokens: Any, cases: dict, states: States) -> None:
     facts = {
         "reference": report.against,
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "config": read_config(source),
         "weights": fingerprint(model),
-        "tokens": tokens or None,
+        "tokens": tokens,
     }
     tensors = {f"inputs/{case}/{key}": value.clone() for case, given in cases.items() for key, value in given.items()}
     for case, state in states.items():
