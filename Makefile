@@ -60,7 +60,7 @@ layers: $(CHECK)
 	$(BIN)/lint-imports
 
 # The modules whose signatures name shapes.
-SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.models,scratchformers.generate
+SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.heads,scratchformers.models,scratchformers.generate
 
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)

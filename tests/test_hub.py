@@ -745,7 +745,7 @@ def test_openais_names_are_read_and_saved_as_transformers_reads_them(published, 
 
 def test_the_pair_that_was_named_is_read(tmp_path):
     other = {"a": 0, "b": 1}
-    for vocab, merges in files.VOCABULARIES:
+    for vocab, merges in files.VOCABULARIES[:2]:
         (tmp_path / merges).write_text("#version: 0.2\n", encoding="utf-8")
         (tmp_path / vocab).write_text(json.dumps(other), encoding="utf-8")
         other = {"b": 0, "a": 1}

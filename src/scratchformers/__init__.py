@@ -11,22 +11,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scratchformers.generate import generate as generate
     from scratchformers.generate import stream as stream
+    from scratchformers.heads import Classify as Classify
+    from scratchformers.heads import TokenClassify as TokenClassify
+    from scratchformers.heads import first as first
+    from scratchformers.heads import mean as mean
     from scratchformers.insight.record import record as record
     from scratchformers.models import load as load
     from scratchformers.models import load_tokenizer as load_tokenizer
+    from scratchformers.models.bert import BERT as BERT
+    from scratchformers.models.bert import BERTConfig as BERTConfig
     from scratchformers.models.gpt2 import GPT2 as GPT2
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
 
 _HOME = {
+    "BERT": "models.bert",
+    "BERTConfig": "models.bert",
     "GPT2": "models.gpt2",
     "GPT2Config": "models.gpt2",
+    "Classify": "heads",
     "Completer": "tasks",
     "Completion": "tasks",
+    "TokenClassify": "heads",
+    "first": "heads",
     "generate": "generate",
     "load": "models",
     "load_tokenizer": "models",
+    "mean": "heads",
     "record": "insight.record",
     "stream": "generate",
 }

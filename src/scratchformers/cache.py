@@ -150,6 +150,22 @@ def check_positions(position: Int[Tensor, "_ t"], length: int) -> None:
         raise ValueError(f"{int(position.max()) + 1} tokens do not fit a model of {length} positions: pass fewer.")
 
 
+def check_keep(ids: Int[Tensor, "b t"], keep: Tensor | None) -> None:
+    if keep is not None and (keep.shape != ids.shape or keep.dtype != torch.bool):
+        what = f"{str(keep.dtype).removeprefix('torch.')} of shape {list(keep.shape)}"
+        raise ValueError(f"keep is {what}: expected booleans of shape {list(ids.shape)}, for the ids passed now.")
+
+
+def begin(ids: Int[Tensor, "b t"], keep: Tensor | None, *, length: int) -> Int[Tensor, "_ t"]:
+    """Positions (b or 1, t) of tokens that nothing precedes. Raises ValueError where one would pass the model's
+    `length`, and for a `keep` that does not fit."""
+    check_keep(ids, keep)
+    position = torch.arange(ids.shape[1], device=ids.device)[None] if keep is None else positions(keep)
+    if ids.shape[1] > length:
+        check_positions(position, length)
+    return position
+
+
 def place(
     ids: Int[Tensor, "b t"], keep: Bool[Tensor, "b t"] | None, cache: Cache | None, *, length: int
 ) -> tuple[Tensor, Mask]:
@@ -158,9 +174,7 @@ def place(
     Raises ValueError, before anything is changed, where a position would pass the model's `length`, or a column the
     room of a static cache.
     """
-    if keep is not None and (keep.shape != ids.shape or keep.dtype != torch.bool):
-        what = f"{str(keep.dtype).removeprefix('torch.')} of shape {list(keep.shape)}"
-        raise ValueError(f"keep is {what}: expected booleans of shape {list(ids.shape)}, for the ids passed now.")
+    check_keep(ids, keep)
     cache = Cache(len(ids), 0) if cache is None else cache
     if len(ids) != len(cache.next):
         raise ValueError(f"The cache was made for {len(cache.next)} rows and got {len(ids)}: make one for each batch.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from scratchformers.nn import CAUSAL, attend
@@ -39,8 +39,9 @@ class Ragged:
         self.index = torch.arange(keep.numel()).view(keep.shape)[order][keep[order]]  # where each token came from
         self.shape, self.mask = keep.shape, CAUSAL if causal else None
 
-    def pack(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "1 n d"]:
-        return x.flatten(0, 1)[self.index][None]
+    def pack(self, x: Shaped[Tensor, "_ t *d"]) -> Shaped[Tensor, "1 n *d"]:
+        """The real ones of states, or of whatever else there is one of for each token; `_` is b, or 1 for all rows."""
+        return x.expand(*self.shape, *x.shape[2:]).flatten(0, 1)[self.index][None]
 
     def unpack(self, x: Float[Tensor, "1 n d"]) -> Float[Tensor, "b t d"]:
         """Where it was, and 0 at padding."""

@@ -8,10 +8,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 END = "<|endoftext|>"
+# The special tokens of BERT by what they are for, in the order of its vocabularies; the names are those of its files.
+BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 CHUNK = 1 << 20  # characters encoded at once
+
+Text = str | Sequence[str]  # one, or a pair
 
 
 class TextTokenizer:
@@ -30,6 +34,7 @@ class TextTokenizer:
             "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode("utf-8"),
         }
         self.alphabet = _alphabet(tokenizer)
+        self._shortened: dict[int, Tokenizer] = {}  # by the ids to which each cuts a text
 
     @property
     def vocab(self) -> int:
@@ -43,30 +48,89 @@ class TextTokenizer:
     @property
     def end(self) -> int | None:
         """The id that ends a text, if there is one."""
-        return self.tokenizer.token_to_id(END)
+        end = self.tokenizer.token_to_id(END)
+        return self.role("sep") if end is None else end
+
+    @property
+    def special(self) -> frozenset[int]:
+        """The ids that are no text."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        return frozenset(id for id, token in added if token.special)
+
+    def role(self, name: str) -> int | None:
+        """The id that is `pad`, `unknown`, `cls`, `sep` or `mask`, if there is one: as its files say, or BERT's."""
+        said = json.loads(self.files.get("tokenizer_config.json", b"{}")).get(f"{name.replace('unknown', 'unk')}_token")
+        said = said.get("content") if isinstance(said, dict) else said
+        found = self.tokenizer.token_to_id(said) if isinstance(said, str) else None
+        return self.tokenizer.token_to_id(BERT[name]) if found is None else found
 
     def encode(self, text: str) -> list[int]:
         """All of the text's ids, with the special tokens its file adds. A character without an id is a ValueError."""
         return self._encode(text, special=True)
+
+    def encode_batch(
+        self, texts: Sequence[Text], *, limit: int | None = None, truncate: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """Of each text, or pair of texts, its ids and their segments, special tokens added.
+
+        One with more than `limit` ids is a ValueError; with `truncate` its end is left out, or of a pair that of the
+        longer, and the special tokens are kept.
+        """
+        for text in texts:
+            for part in [text] if isinstance(text, str) else text:
+                self._check(part)
+        tokenizer = self.tokenizer
+        if truncate and limit is not None:
+            tokenizer = self._truncating(limit)
+        found = tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
+        for text, each in zip(texts, found):
+            if limit is not None and len(each) > limit:
+                shown = text if isinstance(text, str) else text[0]
+                raise ValueError(
+                    f"The text {shown[:40]!r}... has {len(each)} tokens and the model takes {limit}: "
+                    "pass a shorter one, or truncate=True (--truncate) to leave out its end."
+                )
+        return [(each.ids, each.type_ids) for each in found]
+
+    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
+        """The ids of a text that comes in words, and which word each is of; None for special tokens."""
+        for word in words:
+            self._check(word)
+        found = self.tokenizer.encode(list(words), is_pretokenized=True)
+        return found.ids, found.word_ids
+
+    def _truncating(self, limit: int) -> Tokenizer:
+        if limit not in self._shortened:
+            self._shortened[limit] = Tokenizer.from_str(self.tokenizer.to_str())
+            self._shortened[limit].enable_truncation(limit)
+        return self._shortened[limit]
 
     def encode_long(self, text: str) -> Iterator[list[int]]:
         """The ids in pieces, without added special tokens, for texts too long to be encoded as a whole."""
         return (self._encode(piece, special=False) for piece in pieces(text, CHUNK))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        known = text if self.end is None else text.replace(END, "")
-        if self.alphabet is not None and (strange := sorted(set(known) - self.alphabet)):
+        self._check(text)
+        return self.tokenizer.encode(text, add_special_tokens=special).ids
+
+    def _check(self, text: str) -> None:
+        """ValueError for what cannot be encoded."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(
+                "The text is no valid Unicode (half of a surrogate pair, or bytes that are not UTF-8)."
+            ) from None
+        if self.alphabet is None:
+            return
+        for token in self.tokenizer.get_added_tokens_decoder().values():
+            text = text.replace(token.content, "")
+        if strange := sorted(set(text) - self.alphabet):
             shown = ", ".join(repr(character) for character in strange[:8])
             shown += f" and {len(strange) - 8} more" if len(strange) > 8 else ""
             raise ValueError(
                 f"This tokeniser has no id for {shown}: it knows the {len(self.alphabet)} characters it was made of."
             )
-        try:
-            return self.tokenizer.encode(text, add_special_tokens=special).ids
-        except TypeError:
-            raise ValueError(
-                "The text is no valid Unicode (half of a surrogate pair, or bytes that are not UTF-8)."
-            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -104,19 +168,35 @@ def _alphabet(tokenizer: Tokenizer) -> frozenset[str] | None:
     return None if model["merges"] else frozenset(name for name in model["vocab"] if len(name) == 1)
 
 
-def characters(texts: Iterable[str], *, end: bool = False) -> TextTokenizer:
-    """A token for every character that occurs, by code point; with `end`, one more that ends a text."""
+def characters(texts: Iterable[str], *, end: bool = False, special: Sequence[str] = ()) -> TextTokenizer:
+    """A token for every character that occurs, by code point; with `end`, one more that ends a text. `special` tokens
+    come before them, and are put around a text as BERT does."""
     known: set[str] = set()
     for text in texts:
-        known.update(text)
+        known.update(_without(text, special))
     found = sorted(known)
     if not found:
         raise ValueError("The text is empty: there is no character to make a token of.")
-    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(found)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate([*special, *found])}, merges=[]))
     tokenizer.decoder = decoders.Fuse()
-    if end:
-        tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in (*special, *[END][:end])])
+    _put_around(tokenizer)
     return TextTokenizer(tokenizer)
+
+
+def _without(text: str, tokens: Iterable[str]) -> str:
+    for token in tokens:
+        text = text.replace(token, "")
+    return text
+
+
+def _put_around(tokenizer: Tokenizer) -> None:
+    """[CLS] A [SEP] and [CLS] A [SEP] B [SEP], where there are such tokens (section 3 of BERT's paper)."""
+    known = [(BERT[name], tokenizer.token_to_id(BERT[name])) for name in ("cls", "sep")]
+    if all(id is not None for _, id in known):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=known
+        )
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> TextTokenizer:
@@ -150,6 +230,62 @@ def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
     if tokenizer.token_to_id(END) is not None:
         tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
     return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})
+
+
+def _make_wordpiece(tokenizer: Tokenizer, *, lower: bool, accents: bool | None = None, chinese: bool = True) -> None:
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lower
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    names = [name for name in BERT.values() if tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
+    _put_around(tokenizer)
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab: int, *, lower: bool = True, special: Sequence[str] = tuple(BERT.values())
+) -> TextTokenizer:
+    """WordPiece of at most `vocab` ids, learnt from the texts: `special` tokens first, then characters, then the pieces
+    that pay. Without `lower`, capitals and accents count. The same texts give the same ids."""
+    if vocab < (least := 100 + len(special)):
+        raise ValueError(f"vocab is {vocab}: expected at least {least}, characters and pieces and special tokens.")
+    tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
+    _make_wordpiece(tokenizer, lower=lower)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=list(special), show_progress=False, limit_alphabet=vocab // 2
+    )
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text, CHUNK)), trainer)
+    found = tokenizer.get_vocab(with_added_tokens=False)
+    tokenizer = Tokenizer(models.WordPiece(found, unk_token=BERT["unknown"], max_input_chars_per_word=100))
+    _make_wordpiece(tokenizer, lower=lower)
+    return TextTokenizer(tokenizer)
+
+
+def wordpiece(vocab: Path) -> TextTokenizer:
+    """BERT's tokeniser from vocab.txt, a token a line. tokenizer_config.json beside it says whether letters are made
+    small; without it they are if the vocabulary holds no capital, for then no word that has one could be found."""
+    try:
+        lines = vocab.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{vocab} is not UTF-8 (byte {error.start}): fetch it again.") from None
+    tokens = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    ids = {token: i for i, token in enumerate(tokens)}
+    if BERT["unknown"] not in ids or len(ids) < len(tokens):
+        what = "no [UNK]" if BERT["unknown"] not in ids else f"{len(tokens) - len(ids)} tokens twice"
+        raise ValueError(f"{vocab} is no vocabulary of WordPiece: it has {what}.")
+    beside = vocab.parent / "tokenizer_config.json"
+    said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    small = not any(token != token.lower() for token in tokens if not (token.startswith("[") and token.endswith("]")))
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=BERT["unknown"], max_input_chars_per_word=100))
+    _make_wordpiece(
+        tokenizer,
+        lower=said.get("do_lower_case", small),
+        accents=said.get("strip_accents"),
+        chinese=said.get("tokenize_chinese_chars", True),
+    )
+    files = {path.name: path.read_bytes() for path in (vocab, beside) if path.is_file()}
+    return TextTokenizer(tokenizer, files)
 
 
 def read_tokenizer(file: Path) -> TextTokenizer:

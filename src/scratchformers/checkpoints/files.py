@@ -26,9 +26,12 @@ INDEX = ".index.json"  # ends the name of a file that says which shard holds whi
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = tuple(name + ending for name in SINGLE for ending in ("", INDEX))  # the first that is there is read
 # Small files that travel with the weights as they are: what is needed to make text of ids again.
-ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-# The same two files under the names transformers reads, which we save, and under OpenAI's.
-VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+# A vocabulary and its merges under the names transformers reads, which we save, and under OpenAI's; then WordPiece's.
+VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",))
+OURS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+# What sentence-transformers keeps beside a model that makes one vector of a text. The rest is in folders it names.
+MODULES, SENTENCE = "modules.json", "sentence_bert_config.json"
 # A tensor of so many bytes is mapped by itself: when it was copied and is let go, so is the memory it was read through.
 LARGE = 2**23
 # Renaming over a file that is mapped fails on Windows, so there tensors are copied out of it.
@@ -147,18 +150,38 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_assets(folder: Path) -> dict[str, bytes]:
     """The tokeniser's files of a checkpoint, under the names we save."""
     found = {name: folder / name for name in ASSETS if (folder / name).is_file()}
-    found |= dict(zip(VOCABULARIES[0], find_vocabulary(folder) or ()))
+    found |= {OURS.get(path.name, path.name): path for path in find_vocabulary(folder) or ()}
+    found |= {name: folder / name for name in sentence_files(folder) if (folder / name).is_file()}
     return {name: path.read_bytes() for name, path in found.items()}
 
 
-def find_vocabulary(source: Path) -> tuple[Path, Path] | None:
-    """The vocabulary and the merges of a folder, or of the folder of a file; the file's own pair before another."""
+def find_vocabulary(source: Path) -> tuple[Path, ...] | None:
+    """The vocabulary (and its merges) of a folder, or of the folder of a file; the file's own before another."""
     folder = source if source.is_dir() else source.parent
     for names in sorted(VOCABULARIES, key=lambda names: source.name not in names):
-        vocab, merges = (folder / name for name in names)
-        if vocab.is_file() and merges.is_file():
-            return vocab, merges
+        paths = tuple(folder / name for name in names)
+        if all(path.is_file() for path in paths):
+            return paths
     return None
+
+
+def sentence_files(folder: Path) -> list[str]:
+    """The names of what sentence-transformers reads beside the weights; none where it has nothing there."""
+    path = folder / MODULES
+    modules = read_modules(path) if path.is_file() else []
+    return [MODULES, SENTENCE, *(f"{each}/config.json" for _, each in modules if each)] if modules else []
+
+
+def read_modules(path: Path) -> list[tuple[str, str]]:
+    """Of each step of modules.json what it is (`Transformer`, `Pooling`, ...) and its folder, "" for this one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = [(str(each["type"]).rpartition(".")[2], str(each["path"])) for each in content]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = []
+    if not found or not all(re.fullmatch(r"(?!\.)[\w.-]*", each) for _, each in found):
+        raise ValueError(f"{path} is no list of modules: expected a type and a folder beside it for each.")
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -176,7 +199,10 @@ def write_together(folder: Path, writers: Mapping[str, Callable[[Path], object]]
     staged: dict[str, Path] = {}
     try:
         for name, write in writers.items():
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            (folder / name).parent.mkdir(exist_ok=True)
+            handle, temporary = tempfile.mkstemp(
+                dir=(folder / name).parent, prefix=f".{Path(name).name}.", suffix=".tmp"
+            )
             os.close(handle)
             staged[name] = Path(temporary)
             write(staged[name])

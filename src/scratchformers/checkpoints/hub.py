@@ -48,6 +48,9 @@ def find(
     found = [repo.get(name) for name in ("config.json", files.GENERATION, *files.ASSETS)]
     if not all(repo.get(name) for name in files.VOCABULARIES[0]):
         found += [repo.get(name) for name in files.VOCABULARIES[1]]
+    if weights and (modules := repo.get(files.MODULES)):
+        for name in files.sentence_files(modules.parent):
+            repo.get(name)
     if weights and not _fetch_weights(repo):
         raise FileNotFoundError(repo.lacks(f"weights ({' or '.join(files.SINGLE)})"))
     if not (weights or any(found)):

@@ -16,7 +16,7 @@ from scratchformers.checkpoints import files, hub, tables
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes are positive integers and `dropout` a probability; anything else is a ValueError at once.
+    """Sizes are positive integers, `dropout` is a probability, `eps` a small number; else a ValueError says so at once.
 
     A size that may be None follows from others: `hidden` is then 4 * dim.
     """
@@ -27,6 +27,8 @@ class Config:
             sized = field.type in (int, "int") or (field.type in (int | None, "int | None") and value is not None)
             if sized and not (_is_int(value) and 0 < value < 2**31):
                 raise ValueError(f"{field.name} is {value!r}: expected a positive integer.")
+            if field.name == "eps" and not (isinstance(value, float) and 0 < value < 1):
+                raise ValueError(f"eps is {value!r}: expected 0 < eps < 1.")
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
 
@@ -204,6 +206,7 @@ class Pretrained(nn.Module):
         config = _agreed(config, layout.read(published) if published else None, source, cls.config_class)
         with torch.device("meta"), _Uninitialised():
             model = cls(config)
+            layout.build(model, published, layout.bare(tensors))
         shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
         try:
             state = tables.load(layout, tensors, shapes)
@@ -238,18 +241,22 @@ class Pretrained(nn.Module):
         came_in = [layout for layout in self.layouts if layout.model_type == self.published.get("model_type")]
         layout = (came_in or self.layouts)[0]
         generation = self.generation.write()
-        config = {**layout.write(self.config), **self.published, **_decoding_fields(generation, TOKENS)}
+        said = layout.describe(self)
+        config = {**layout.write(self.config), **self.published, **_decoding_fields(generation, TOKENS), **said}
+        config = {name: value for name, value in config.items() if not (name in said and value is None)}
         state = self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in config}
         tensors = tables.save(layout, {name.replace("_orig_mod.", ""): value for name, value in state.items()})
-        documents = {**self.assets, files.GENERATION: files.to_json(generation), "config.json": files.to_json(config)}
+        documents = {**self.assets, "config.json": files.to_json(config)}
+        if hasattr(self, "start"):  # a model that writes
+            documents[files.GENERATION] = files.to_json(generation)
         writers = {name: partial(_write, content=content) for name, content in documents.items()}
         weights = {"model.safetensors": partial(files.save_tensors, tensors=tensors)}
         files.write_together(folder, {**weights, **writers}, last="config.json")
         files.remove_shards(folder)
         if self.assets:  # another tokeniser's files would be read instead
-            for stale in {*files.ASSETS, *files.VOCABULARIES[1]} - self.assets.keys():
+            for stale in {*files.ASSETS, *files.VOCABULARIES[1], files.MODULES, files.SENTENCE} - self.assets.keys():
                 (folder / stale).unlink(missing_ok=True)
 
 

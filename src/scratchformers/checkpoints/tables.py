@@ -9,7 +9,6 @@ names of it: the first is the one we save, and where a file holds both they must
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -52,12 +51,22 @@ class Layout:
     write: Callable[[Any], dict[str, Any]]  # our config -> config.json
     signature: str  # a tensor that tells this layout where there is no config
     prefix: str = ""  # may stand before the table's names, or not
-    tokenizer: Callable[[Path, Path], Any] | None = None  # what vocab.json and merges.txt mean for this model
+    tokenizer: Callable[..., Any] | None = None  # what the files named by `vocabulary` mean for this model
+    vocabulary: tuple[str, ...] = ("vocab.json", "merges.txt")
+    outside: tuple[str, ...] = ()  # names that begin so have no prefix; where a file we save has one, the others do
+    build: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], None] = lambda *_: None
+    """Gives a new model the parts that a file has, by its config.json and its tensors (names without the prefix)."""
+    describe: Callable[[Any], dict[str, Any]] = lambda _: {}
+    """What config.json says of a model's parts; None for what it must not say."""
 
     def matches(self, config: Mapping[str, Any] | None, keys: Iterable[str]) -> bool:
         if config is not None and "model_type" in config:
             return config["model_type"] == self.model_type
         return self.signature in {key.removeprefix(self.prefix) for key in keys}
+
+    def bare(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the table's names."""
+        return {key.removeprefix(self.prefix): value for key, value in tensors.items()}
 
 
 class Entry(NamedTuple):
@@ -116,7 +125,7 @@ def load(layout: Layout, tensors: Mapping[str, Tensor], shapes: Mapping[str, tor
     """
     twice = sorted(key for key in tensors if layout.prefix and layout.prefix + key in tensors)
     wrong = [f"{key} stands in the file with and without '{layout.prefix}'" for key in twice]
-    tensors = {key.removeprefix(layout.prefix): value for key, value in tensors.items()}
+    tensors = layout.bare(tensors)
     out: dict[str, Tensor] = {}
     used = _dropped(layout.rows, tensors)
     for entry in entries(layout.rows, shapes):
@@ -164,4 +173,6 @@ def save(layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         saved.update(entry.ours)
     if lost := sorted(ours.keys() - saved):
         raise AssertionError(f"no row of the {layout.model_type} table saves {lost}")
+    if any(name.startswith(layout.outside) for name in out):
+        out = {name if name.startswith(layout.outside) else layout.prefix + name: x for name, x in out.items()}
     return out

@@ -1,15 +1,17 @@
 """One page per model; here, the list of them, and `load` and `load_tokenizer`, which ask each page's layouts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import Config, Pretrained, read_config
+from scratchformers.models.bert import BERT
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.text import TextTokenizer, read_tokenizer
 
-CLASSES: tuple[type[Pretrained], ...] = (GPT2,)
+CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT)
 
 
 def load(
@@ -49,22 +51,30 @@ def _named_by(config: Config | str | None) -> type[Pretrained] | None:
 def load_tokenizer(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> TextTokenizer:
     """The tokeniser of a checkpoint (folder, weights file or hub id), a vocabulary folder, or a file of one of them.
 
-    tokenizer.json is read as it is; what vocab.json and merges.txt (OpenAI's encoder.json and vocab.bpe) mean, the
-    checkpoint's model says, and without a config.json beside them they are GPT-2's byte-level BPE.
+    tokenizer.json is read as it is. What a vocabulary means, the checkpoint's model says; without a config.json beside
+    it, vocab.json and merges.txt (OpenAI's encoder.json and vocab.bpe) are GPT-2's byte-level BPE, and vocab.txt is
+    BERT's WordPiece.
     """
     source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
     folder = source.parent if source.is_file() else source
     others = source.name.endswith(files.INDEX) or source.name in ("config.json", "vocab.json", "encoder.json")
     own_name = source.is_file() and source.suffix == ".json" and not others
     file = source if own_name else folder / "tokenizer.json"
-    if file.is_file():
+    if file.is_file() and source.name != "vocab.txt":
         return read_tokenizer(file)
-    pair = files.find_vocabulary(source)
-    if pair is None:
+    paths = files.find_vocabulary(source)
+    if paths is None:
         expected = ", or ".join(["tokenizer.json", *(" and ".join(names) for names in files.VOCABULARIES)])
         raise FileNotFoundError(f"{source} holds no tokeniser: expected {expected}.")
-    readers = {layout.model_type: layout.tokenizer for kind in CLASSES for layout in kind.layouts if layout.tokenizer}
-    said = read_config(folder).get("model_type", "gpt2")
-    if said not in readers:
-        raise ValueError(f"{folder} says model_type {said!r}: its vocab.json is read for {', '.join(readers)} only.")
-    return readers[said](*pair)
+    return _reader(folder, paths)(*paths)
+
+
+def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenizer]:
+    """What makes a tokeniser of these files, for the model that the folder says it holds."""
+    names, said = tuple(files.OURS.get(path.name, path.name) for path in paths), read_config(folder).get("model_type")
+    layouts = [layout for kind in CLASSES for layout in kind.layouts if layout.tokenizer and layout.vocabulary == names]
+    found = [layout.tokenizer for layout in layouts if layout.tokenizer and said in (None, layout.model_type)]
+    if not found:
+        known = ", ".join(layout.model_type for layout in layouts)
+        raise ValueError(f"{folder} says model_type {said!r}: its {names[0]} is read for {known} only.")
+    return found[0]
