@@ -128,7 +128,7 @@ def replay(data, out):
 
 def first_losses(data, out, settings, seed):
     os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS=str(settings.get("threads", 1)))
-    from scratchformers.training.recipes import Request
+    from scratchformers.training.request import Request
     from scratchformers.training.runs import open_run
 
     given = {key: str(value) for key, value in {**settings, "seed": seed}.items()}

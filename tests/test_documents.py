@@ -14,9 +14,10 @@ from test_training import TEXT, request
 
 import scratchformers as sf
 from scratchformers.text import END, characters, train_bpe
-from scratchformers.training import documents, recipes
+from scratchformers.training import documents
 from scratchformers.training.data import Windows, to_stream
 from scratchformers.training.documents import Documents, digest, read_texts
+from scratchformers.training.request import VOCAB, Request
 from scratchformers.training.runs import open_run
 
 
@@ -77,8 +78,8 @@ def test_documents_are_packed_with_the_end_token_between_them():
     stream = to_stream(texts, tokenizer)
     assert stream.dtype == torch.int32
     assert tokenizer.decode(stream.tolist()) == f"one{END}two{END}three"
-    inputs, _ = Windows(stream, len(stream) - 1, seed=0)[0, 0]
-    assert tokenizer.decode(inputs.tolist()) == f"one{END}two{END}thre", "a window runs across them, without padding"
+    window = Windows(stream, len(stream) - 1, seed=0)[0, 0]
+    assert tokenizer.decode(window[:-1].tolist()) == f"one{END}two{END}thre", "a window runs across them, without padding"
     assert len(to_stream([], tokenizer)) == 0
 
 
@@ -170,19 +171,19 @@ def test_a_run_on_a_data_set_is_resumed_from_another_folder(hub, tmp_path, monke
     run, _ = open_run(request(f"hf:{hub.name}", tmp_path / "run"))
     next(iter(run))
     monkeypatch.chdir(tmp_path.parent)
-    again, notes = open_run(recipes.Request("gpt2", tmp_path / "run"), resume=True)
+    again, notes = open_run(Request("gpt2", tmp_path / "run"), resume=True)
     assert torch.equal(again.task.train.stream, run.task.train.stream)
     assert "starting anew" in notes[0]
     lines(hub / "train.jsonl", [{"text": TEXT[:800], "title": "x"}])
     with pytest.raises(ValueError, match="The data is not what the run in"):
-        open_run(recipes.Request("gpt2", tmp_path / "run"), resume=True)
+        open_run(Request("gpt2", tmp_path / "run"), resume=True)
 
 
 # --- a vocabulary of one's own
 
 
 def bpe(data, out, vocab=300, **given):
-    return recipes.Request(**{**vars(request(data, out, **given)), "tokenizer": "bpe", "vocab": vocab})
+    return Request(**{**vars(request(data, out, **given)), "tokenizer": "bpe", "vocab": vocab})
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_a_bpe_sees_no_text_that_is_held_out(data, tmp_path):
     task = open_run(bpe(data, tmp_path / "run"))[0].task
     assert task.tokenizer.digest() == train_bpe([data.read_text(encoding="utf-8")[:cut]], 300).digest()
     data.write_text(TEXT, encoding="utf-8")
-    asked = recipes.Request(**{**vars(bpe(data, tmp_path / "other")), "valid": other})
+    asked = Request(**{**vars(bpe(data, tmp_path / "other")), "valid": other})
     assert open_run(asked)[0].task.tokenizer.digest() == train_bpe([TEXT], 300).digest()
 
 
@@ -253,7 +254,7 @@ def test_a_model_is_saved_with_its_bpe_and_transformers_reads_both(data, tmp_pat
 
 def test_a_text_too_small_for_the_vocabulary_gives_a_smaller_one_and_says_so(data, tmp_path):
     run, notes = open_run(bpe(data, tmp_path / "run", vocab=None))
-    assert 257 < run.task.tokenizer.vocab < recipes.VOCAB == 8000
+    assert 257 < run.task.tokenizer.vocab < VOCAB == 8000
     assert notes == [f"The text gave a vocabulary of {run.task.tokenizer.vocab} ids, and no more."]
     assert run.task.model.config.vocab == run.task.tokenizer.vocab
 
@@ -263,7 +264,7 @@ def test_a_run_with_a_bpe_is_resumed_with_the_same(data, tmp_path):
     for record in run:
         if record["step"] == 4:
             break
-    again, notes = open_run(recipes.Request("gpt2", tmp_path / "run"), resume=True)
+    again, notes = open_run(Request("gpt2", tmp_path / "run"), resume=True)
     assert again.task.tokenizer.digest() == run.task.tokenizer.digest()
     assert notes == ["Resuming at step 2 of 6."], "the checkpoint of step 4 comes after its record"
     with pytest.raises(ValueError, match="has vocab 300, not 290"):
@@ -272,14 +273,14 @@ def test_a_run_with_a_bpe_is_resumed_with_the_same(data, tmp_path):
     facts["tokenizer"]["sha256"] = "another"
     (tmp_path / "run" / "config.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(ValueError, match="The tokenizer is not what the run in"):
-        open_run(recipes.Request("gpt2", tmp_path / "run"), resume=True)
+        open_run(Request("gpt2", tmp_path / "run"), resume=True)
 
 
 def test_a_vocabulary_that_cannot_be_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="vocab is 256: expected at least 257"):
         open_run(bpe(data, tmp_path / "run", vocab=256))
     with pytest.raises(ValueError, match="--vocab 300 sizes a BPE made from your text: add --tokenizer bpe"):
-        open_run(recipes.Request(**{**vars(request(data, tmp_path / "run")), "vocab": 300}))
+        open_run(Request(**{**vars(request(data, tmp_path / "run")), "vocab": 300}))
     assert not (tmp_path / "run").exists()
 
 

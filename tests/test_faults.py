@@ -311,7 +311,7 @@ def test_a_run_is_resumed_from_any_folder_and_says_if_the_device_is_another(data
 def test_a_model_is_saved_even_if_validation_is_never_finite(data, tmp_path, monkeypatch):  # noqa: F811
     from scratchformers.training import loop
 
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: float("nan"))
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"loss": float("nan")})
     records, _ = run_all(data, tmp_path / "run")
     assert [r["valid_loss"] for r in records if "valid_loss" in r] == [None, None]
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")

@@ -14,8 +14,9 @@ from scratchformers.text import characters
 from scratchformers.training import log, state
 from scratchformers.training.data import Sampler, Windows, to_stream
 from scratchformers.training.documents import read_texts
-from scratchformers.training.loop import Run, Settings, evaluate, learning_rate, make_optimizer
-from scratchformers.training.recipes import NextToken, Request
+from scratchformers.training.language import NextToken
+from scratchformers.training.loop import Run, Settings, Task, evaluate, learning_rate, make_optimizer
+from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
 
 TEXT = "".join(f"{i} times {j} is {i * j}.\n" for i in range(12) for j in range(12))
@@ -72,10 +73,10 @@ def test_windows_stay_inside_and_targets_are_the_next_tokens(count):
     seen = set()
     for epoch in range(200):
         for row in range(windows.rows):
-            ids, targets = windows[epoch, row]
-            assert ids.shape == targets.shape == (8,)
-            assert torch.equal(targets, ids + 1)
-            seen |= {*ids.tolist(), *targets.tolist()}
+            window = windows[epoch, row]
+            assert window.shape == (9,)
+            assert torch.equal(window[1:], window[:-1] + 1)
+            seen |= {*window.tolist()}
     assert seen == set(range(count)), "over the epochs every token is learnt from"
 
 
@@ -126,7 +127,7 @@ def test_the_optimiser_is_fused_on_every_device_that_is_picked():
     assert Settings().autocast == "off"
 
 
-class Ragged:
+class Ragged(Task):
     """Rows of unequal length, so that averaging the means of micro-batches would be wrong."""
 
     rows, trivial, unit = 5, 1.0, "token"
@@ -209,7 +210,7 @@ def test_validation_counts_each_target_once(tmp_path):
         window = stream[start : start + 9].long()
         total += float(F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").detach())
     model.train()
-    assert evaluate(task, torch.device("cpu")) == pytest.approx(total / (len(stream) - 1), abs=1e-6)
+    assert evaluate(task, torch.device("cpu"))["loss"] == pytest.approx(total / (len(stream) - 1), abs=1e-6)
     assert model.training
 
 
@@ -245,7 +246,7 @@ def test_the_saved_model_is_the_best_by_validation(data, tmp_path, monkeypatch):
 
     def fake(task, device, *, autocast):
         weights.append(task.model.token.weight.detach().clone())
-        return next(given)
+        return {"loss": next(given)}
 
     monkeypatch.setattr(loop, "evaluate", fake)
     records, _ = run_all(data, tmp_path / "run", eval_every=2)
@@ -526,9 +527,9 @@ def test_the_sample_continues_held_out_text_by_the_same_draw(data, tmp_path):
 
 
 def test_validation_of_a_long_text_is_spread_evenly(monkeypatch):
-    from scratchformers.training import recipes
+    from scratchformers.training import language
 
-    monkeypatch.setattr(recipes, "EVALUATED", 4)
+    monkeypatch.setattr(language, "EVALUATED", 4)
     model = sf.GPT2(sf.GPT2Config(vocab=1000, length=10, dim=8, depth=1, heads=2))
     stream = torch.arange(401, dtype=torch.int32)
     task = NextToken(model, characters(["a"]), stream, stream, Settings(batch=3))

@@ -24,16 +24,28 @@ if TYPE_CHECKING:
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
+    from scratchformers.tasks import Fill as Fill
+    from scratchformers.tasks import Label as Label
+    from scratchformers.tasks import MaskFiller as MaskFiller
+    from scratchformers.tasks import SentenceEncoder as SentenceEncoder
+    from scratchformers.tasks import TextClassifier as TextClassifier
+    from scratchformers.tasks import WordLabel as WordLabel
 
 _HOME = {
     "BERT": "models.bert",
     "BERTConfig": "models.bert",
-    "GPT2": "models.gpt2",
-    "GPT2Config": "models.gpt2",
     "Classify": "heads",
     "Completer": "tasks",
     "Completion": "tasks",
+    "Fill": "tasks",
+    "GPT2": "models.gpt2",
+    "GPT2Config": "models.gpt2",
+    "Label": "tasks",
+    "MaskFiller": "tasks",
+    "SentenceEncoder": "tasks",
+    "TextClassifier": "tasks",
     "TokenClassify": "heads",
+    "WordLabel": "tasks",
     "first": "heads",
     "generate": "generate",
     "load": "models",

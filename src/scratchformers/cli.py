@@ -5,8 +5,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,34 +132,218 @@ class Complete:
 
 
 @dataclass
+class Fill:
+    """Say what is hidden in a text, or in every line of a file, with a masked language model.
+
+    Example: scratchformers fill "Paris is the [MASK] of France." --model google-bert/bert-base-uncased
+    """
+
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
+    """A text with [MASK] where a word is hidden, once or more; or the path of a UTF-8 file with one a line."""
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    top: int = 5
+    """How many tokens to show for each place."""
+    truncate: bool = False
+    """Leave out the end of a text that is too long for the model, which is else an error."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """Print a JSON object a line: the text, and for each hidden place its fills (token, score, text)."""
+
+    def interrupted(self) -> str:
+        return "the answers above are complete"
+
+    def run(self) -> None:
+        from scratchformers.tasks import MaskFiller
+
+        texts = texts_of(self.text)
+        filler = MaskFiller.from_pretrained(self.model, device=auto_device(self.device))
+        for text in texts:
+            found = filler(text, top=self.top, truncate=self.truncate)
+            places = found if isinstance(found[0], list) else [found]
+            if self.json:
+                fills = [[vars(each) for each in place] for place in places]
+                print(json.dumps({"text": text, "fills": fills}, ensure_ascii=False))
+                continue
+            for number, place in enumerate(places, 1):
+                print(f"{text if len(places) == 1 else f'{text}  (place {number})'}")
+                for each in place:
+                    print(f"  {each.score:7.2%}  {each.token:16}  {each.text}")
+
+
+@dataclass
+class Embed:
+    """Make one vector of a text, or of every line of a file.
+
+    Example: scratchformers embed sentences.txt --model sentence-transformers/all-MiniLM-L6-v2 --out vectors.npy
+    """
+
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
+    """A text; or the path of a UTF-8 file with one a line, of any length."""
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint: a folder, or an id of the Hugging Face hub. One of sentence-transformers says itself how its
+    vectors are made."""
+    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    """A .npy file for the vectors, float32 (texts, width), in the order of the texts."""
+    pool: Literal["mean", "first", "pooler"] | None = None
+    """How the states of the tokens become one vector, if not as the checkpoint says; without a word from it, mean."""
+    normalize: bool | None = None
+    """Whether vectors are brought to length 1, if not as the checkpoint says."""
+    truncate: bool = False
+    """Leave out the end of a text that is too long for the model, which is else an error."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """Print a JSON object a line: the text and its vector."""
+
+    def interrupted(self) -> str:
+        return "no file was written" if self.out else "the vectors above are complete"
+
+    def run(self) -> None:
+        if self.out is None and not self.json:
+            raise ValueError("There is nowhere to put the vectors: pass --out FILE.npy, or --json.")
+        if self.out is not None and (self.out.suffix != ".npy" or not self.out.absolute().parent.is_dir()):
+            raise ValueError(
+                f"--out {self.out} cannot be written: expected a name that ends in .npy, in a folder there is."
+            )
+        from scratchformers.tasks import SentenceEncoder
+
+        texts = texts_of(self.text)
+        if self.out is not None and isinstance(texts, Lines) and self.out.exists() and self.out.samefile(texts.path):
+            raise ValueError(f"--out {self.out} holds the texts: choose another file.")
+        how = {"pool": self.pool, "normalize": self.normalize, "device": auto_device(self.device)}
+        encoder = SentenceEncoder.from_pretrained(self.model, **how)
+        if self.out is not None:
+            count = encoder.write(texts, self.out, truncate=self.truncate, track=track)
+            note(f"{count} vectors of {encoder.model.config.dim} numbers in {self.out}.")
+        if self.json:
+            lines = iter(texts)
+            for _, vectors in encoder.stream(texts, truncate=self.truncate):
+                for text, vector in zip(lines, vectors):
+                    print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))
+
+
+@dataclass
+class Classify:
+    """Label a text, or every line of a file, with a model that was trained to.
+
+    Example: scratchformers classify "What a film!" --model runs/labels/model --top 2
+    """
+
+    text: Annotated[Positional[str], arg(metavar="TEXT")]
+    """A text; or the path of a UTF-8 file with one a line."""
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint with a head that knows labels: a folder, or an id of the Hugging Face hub."""
+    pair: Annotated[str | None, arg(metavar="TEXT")] = None
+    """The second text, for a model that was trained on pairs."""
+    top: int = 5
+    """How many labels to show of a text."""
+    truncate: bool = False
+    """Leave out the end of a text that is too long for the model, which is else an error."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """Print a JSON object a line: the text and its labels, or its words with theirs."""
+
+    def interrupted(self) -> str:
+        return "the answers above are complete"
+
+    def run(self) -> None:
+        from scratchformers.tasks import TextClassifier
+
+        texts: Any = texts_of(self.text)
+        classifier = TextClassifier.from_pretrained(self.model, device=auto_device(self.device))
+        for some in batches(texts, 64):
+            given = some if self.pair is None else [(text, self.pair) for text in some]
+            for text, found in zip(some, classifier(given, top=self.top, truncate=self.truncate)):
+                self._print(text, found, words=classifier.words)
+
+    def _print(self, text: str, found: Any, *, words: bool) -> None:
+        if self.json:
+            what = "words" if words else "labels"
+            print(json.dumps({"text": text, what: [vars(each) for each in found]}, ensure_ascii=False))
+            return
+        print(text)
+        for each in found:
+            print(
+                f"  {each.score:7.2%}  {each.label:16}  {each.word}" if words else f"  {each.score:7.2%}  {each.label}"
+            )
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a UTF-8 file without their ends, which can be gone through again and again."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            with self.path.open(encoding="utf-8-sig") as file:
+                for line in file:
+                    yield line.removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is not UTF-8 ({error.reason}): convert it.") from None
+
+
+def texts_of(given: str) -> Iterable[str]:
+    """The text itself, or the lines of the file of this name."""
+    try:
+        found = Path(given).is_file()
+    except (OSError, ValueError):  # a long text, or one with a zero in it, is no name
+        found = False
+    if found and next(iter(Lines(Path(given))), None) is None:
+        raise ValueError(f"{given} holds no texts: write one a line.")
+    return Lines(Path(given)) if found else [given]
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    left = iter(items)
+    while some := list(islice(left, size)):
+        yield some
+
+
+@dataclass
 class Train:
     """Train a model on your own data. The result, OUT/model, is what --model and `load` take.
 
     Example: scratchformers train gpt2 --data book.txt --out runs/book
+
+    Example: scratchformers train bert --task classify --data train.tsv --valid dev.tsv --from SOURCE --out runs/labels
     """
 
-    recipe: Positional[Literal["gpt2"]]
-    """What to train."""
+    recipe: Positional[Literal["gpt2", "bert"]]
+    """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/."""
+    task: Annotated[str | None, arg(metavar="NAME")] = None
+    """Of bert. classify: a label for each text. tokens: a label for each word."""
     data: Annotated[str | None, arg(metavar="PATH")] = None
     """A UTF-8 text file, a .jsonl file with a `text` a line, a folder of both, or a data set of the Hugging Face hub:
     hf:NAME[,config=...][,split=train][,column=text].
-    Each file, line or row is a document: they are packed, an end token between them, without padding."""
+    Each file, line or row is a document: they are packed, an end token between them, without padding.
+    For --task classify a .tsv, .csv or .jsonl file with the columns `text` and `label` (and `pair`, a second text).
+    For --task tokens a file with a word a line, its label in the last column, and an empty line between sentences."""
     valid: Annotated[str | None, arg(metavar="PATH")] = None
-    """Text to validate on, in the same forms; by default the last tenth of the data."""
+    """Data to validate on, in the same form; by default the last tenth of a text, and of examples a tenth drawn."""
+    column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
+    """With --task classify: the name of the column of text, label or pair, where it is another. May be repeated."""
+    truncate: bool = False
+    """With a --task: leave out the end of a text that is too long for the model, which is else an error."""
     preset: str | None = None
-    """tiny (the default: a minute on two cores), mini, small, distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-    With --from there is one, finetune: 400 steps, a low lr, the sizes of the source."""
+    """tiny (the default: a minute on two cores), mini, small, and of gpt2 distilgpt2, gpt2, gpt2-medium, gpt2-large,
+    gpt2-xl, of bert simple (no [CLS], no [SEP]), minilm, medium, base, large.
+    With --from there is one, finetune: 400 steps (600 with a --task), a low lr, the sizes of the source."""
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
-    """`characters` (the default), `bpe` (learnt from the text trained on), or a folder or file with a tokeniser."""
+    """`characters` (the default), `bpe` (for gpt2) or `wordpiece` (for bert), learnt from the text trained on, or a
+    folder or file with a tokeniser."""
     vocab: int | None = None
-    """The ids of --tokenizer bpe at most; 8000 unless told."""
+    """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
-    May be repeated.
+    May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside.
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
     With --from, dropout is the only field of the model that may differ."""
     seed: int | None = None
@@ -175,21 +360,25 @@ class Train:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
             raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
+        if self.truncate:
+            given["truncate"] = "true"
+        columns = dict(_pair(text, "--column") for text in self.column)
         begun = saved_facts(self.out) if self.resume else {}
         threads = fix_threads(begun.get("settings", {}).get("threads") or given.get("threads"))
-        from scratchformers.training.recipes import Request
+        from scratchformers.training.request import Request
         from scratchformers.training.runs import open_run
 
         request = Request(
             self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
             device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
+            task=self.task, columns=columns,
         )  # fmt: skip
         run, notes = open_run(request, resume=self.resume)
         for note in notes:
             print(note)
         if not run.finished:
             show(run)
-            print(f"Best validation loss {run.best:.4f}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
+            print(f"Best validation {run.achieved}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
 
 
 @dataclass
@@ -385,7 +574,7 @@ class Page:
     Example: scratchformers page gpt2 --out gpt2.py
     """
 
-    name: Positional[Literal["gpt2"]]
+    name: Positional[Literal["bert", "gpt2"]]
     """Which model."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """Where to write it; by default it is printed."""
@@ -493,10 +682,10 @@ def fix_threads(asked: Any) -> int:
     return threads
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, flag: str = "--set") -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise ValueError(f"--set {text} is no setting: write --set key=value.")
+        raise ValueError(f"{flag} {text} says nothing: write {flag} key=value.")
     return key.strip(), value.strip()
 
 
@@ -524,12 +713,20 @@ def show(run: Any) -> None:
                 speed = record["targets"] / max(record["seconds"], 1e-9)
                 progress.update(bar, completed=record["step"], loss=record["loss"], speed=speed)
             if "trivial_loss" in record:
-                console.print(f"step 1: loss {record['loss']:.4f}; knowing nothing costs {record['trivial_loss']:.4f}")
+                known = "".join(f"; {_words(name)} {record[name]:.4f}" for name in run.task.baselines)
+                nothing = f"knowing nothing costs {record['trivial_loss']:.4f}"
+                console.print(f"step 1: loss {record['loss']:.4f}; {nothing}{known}")
             if "valid_loss" in record:
                 best = " (best so far)" if record["best"] else ""
                 loss = "not finite" if record["valid_loss"] is None else f"{record['valid_loss']:.4f}"
-                console.print(f"step {record['step']}: validation loss {loss}{best}")
+                others = [name for name in record if name.startswith("valid_") and name != "valid_loss"]
+                rest = "".join(f", {name.removeprefix('valid_')} {record[name]:.4f}" for name in others)
+                console.print(f"step {record['step']}: validation loss {loss}{rest}{best}")
                 console.print(_indented(record["sample"]), soft_wrap=True)
+
+
+def _words(name: str) -> str:
+    return {"unigram_loss": "knowing frequencies alone"}.get(name, name.replace("_", " "))
 
 
 def _indented(text: str) -> str:
@@ -539,6 +736,9 @@ def _indented(text: str) -> str:
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Complete, subcommand("complete")]
+    | Annotated[Fill, subcommand("fill")]
+    | Annotated[Embed, subcommand("embed")]
+    | Annotated[Classify, subcommand("classify")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Verify, subcommand("verify")]

@@ -14,8 +14,9 @@ from pathlib import Path
 from scratchformers.checkpoints import files
 from scratchformers.tasks import Completer
 from scratchformers.training import log
+from scratchformers.training.language import NextToken
 from scratchformers.training.loop import Run
-from scratchformers.training.recipes import NextToken, Request
+from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
 
 PAGE = """<!doctype html>

@@ -3,21 +3,27 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from scratchformers import models
-from scratchformers.checkpoints import hub
+from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import fingerprint
 from scratchformers.generate import Decoding, Sampling, check_room, evaluating
-from scratchformers.text import TextTokenizer, check_fits
+from scratchformers.heads import TokenClassify, first, mean
+from scratchformers.text import Text, TextTokenizer, check_fits, padded
 
 DEFAULT_NEW_TOKENS = 64
 Stop = str | int | Sequence[str | int] | None
+Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far one is among so many
 
 
 @dataclass(frozen=True)
@@ -231,3 +237,284 @@ def _step(decoding: Decoding, texts: list[Writing]) -> list[str] | None:
         elif decoding.finished[i]:
             pieces[i] += text.close("end" if ended else "length")
     return pieces
+
+
+# --- what an encoder is asked
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A token for a hidden place, how probable it is, and the text with it there."""
+
+    token: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Label:
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class WordLabel:
+    """A word as it stands in the text, its label and how probable that is."""
+
+    word: str
+    label: str
+    score: float
+
+
+class _Encoder:
+    """A model that reads whole texts, and its tokeniser."""
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer):
+        check_fits(tokenizer, model.config.vocab)
+        if not hasattr(model, "encode") or hasattr(model, "start"):
+            raise ValueError(f"{type(model).__name__} writes texts: expected a model that reads them, like BERT.")
+        self.model, self.tokenizer, self.limit = model, tokenizer, model.config.length
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, local_files_only: bool = False, **options: Any
+    ) -> Self:
+        """`options` are those of `load`. Model and tokeniser come from one commit, whatever happens to a branch."""
+        folder = hub.find(source, revision=revision, local_files_only=local_files_only)
+        return cls(models.load(folder, **options), models.load_tokenizer(folder))
+
+    def _read(self, texts: Sequence[Text], truncate: bool) -> list[tuple[list[int], list[int]]]:
+        return self.tokenizer.encode_batch(texts, limit=self.limit, truncate=truncate)
+
+    def _given(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+        return {name: value.to(next(self.model.parameters()).device) for name, value in padded(rows).items()}
+
+
+class MaskFiller(_Encoder):
+    """Says what is hidden: `MaskFiller.from_pretrained(source)("Paris is the [MASK] of France.")`."""
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer):
+        super().__init__(model, tokenizer)
+        if model.head is None or hasattr(model.head, "labels"):
+            raise ValueError("This checkpoint has no head that says what is hidden: choose one that was trained so.")
+        mask = tokenizer.role("mask")
+        if mask is None:
+            raise ValueError("The tokeniser has no [MASK], so nothing can be hidden: choose another checkpoint.")
+        self.mask, self.spelling = mask, str(tokenizer.tokenizer.id_to_token(mask))
+
+    def __call__(self, text: str | Sequence[str], *, top: int = 5, truncate: bool = False) -> list[Any]:
+        """The `top` most probable tokens for the hidden place, best first; of a text with several, a list for each, and
+        every `Fill.text` has its own place filled and the others not. Of a list of texts, a list of these.
+
+        Raises ValueError for a text without a hidden place, or with one that was cut off, and one that is too long.
+        """
+        if not 1 <= top <= self.tokenizer.vocab:
+            raise ValueError(f"top is {top}: expected 1 to {self.tokenizer.vocab}, the tokens there are.")
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = self._read(texts, truncate)
+        for each, (ids, _) in zip(texts, rows):
+            if not 0 < each.count(self.spelling) == ids.count(self.mask):
+                what = "no" if self.spelling not in each else "more than the model can read of"
+                raise ValueError(f"The text {each[:40]!r} has {what} {self.spelling}: write it where a word is hidden.")
+        answers = [self._fill(*each, top) for each in zip(texts, rows)]
+        return answers[0] if isinstance(text, str) else answers
+
+    def _fill(self, text: str, row: tuple[list[int], list[int]], top: int) -> list[Any]:
+        given = self._given([row])
+        with evaluating(self.model):
+            states = self.model.encode(**given)
+            hidden = states[given["ids"] == self.mask]
+            scores, ids = self.model.head(hidden[None])[0, :, : self.tokenizer.vocab].softmax(-1).topk(top)
+        answers = [
+            [self._filled(text, place, *each) for each in zip(ids[place].tolist(), scores[place].tolist())]
+            for place in range(len(ids))
+        ]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _filled(self, text: str, place: int, token: int, score: float) -> Fill:
+        """A piece that goes on with a word (##ing) is written to the word before it."""
+        parts, spelt = text.split(self.spelling), str(self.tokenizer.tokenizer.id_to_token(token))
+        before, after = self.spelling.join(parts[: place + 1]), self.spelling.join(parts[place + 1 :])
+        joined = before.rstrip() + spelt[2:] if spelt.startswith("##") and len(spelt) > 2 else before + spelt
+        return Fill(spelt, score, joined + after)
+
+
+BATCH_TOKENS = 4096  # computed at once: enough to keep the cores busy, and little enough to stay near them
+CHUNK_TEXTS = 4096  # read at once, so that those of like lengths come together
+
+
+class SentenceEncoder(_Encoder):
+    """One vector for each text: `SentenceEncoder.from_pretrained(source)(["A sentence.", "Another."])`.
+
+    How the states become one vector, whether it is brought to length 1, and how many tokens are read, a checkpoint of
+    sentence-transformers says itself; of another it is their mean, as it is, over all that the model can read.
+    """
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer, *, pool: Any = mean, normalize: bool = False):
+        super().__init__(model, tokenizer)
+        self.pool, self.normalize = pool, normalize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        pool: Literal["mean", "first", "pooler"] | None = None,
+        normalize: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """`pool` and `normalize` replace what the checkpoint says. ValueError for a step that is not written here."""
+        folder = hub.find(source, revision=revision, local_files_only=local_files_only)
+        made = cls(models.load(folder, **options), models.load_tokenizer(folder))
+        said = read_pooling(folder if folder.is_dir() else folder.parent)
+        chosen = said.pool if pool is None else pool
+        made.pool = {"mean": mean, "first": first, "pooler": made.model.pool}[chosen]
+        if chosen == "pooler" and made.model.pooler is None:
+            raise ValueError(f"{source} has no pooler: choose pool='mean' or 'first'.")
+        made.normalize = said.normalize if normalize is None else normalize
+        made.limit = min(made.limit, said.limit or made.limit)
+        return made
+
+    @overload
+    def __call__(self, texts: str, *, truncate: bool = False) -> np.ndarray: ...
+    @overload
+    def __call__(self, texts: Sequence[str], *, truncate: bool = False) -> np.ndarray: ...
+    def __call__(self, texts: Any, *, truncate: bool = False) -> Any:
+        """(n, dim) of a list of texts, (dim,) of one, float32. The vector of a text does not depend on the others. One
+        without tokens has the vector 0. ValueError for one that is too long, unless its end may be left out."""
+        given = [texts] if isinstance(texts, str) else texts
+        found = np.empty((len(given), self.model.config.dim), dtype=np.float32)
+        for start, vectors in self.stream(given, truncate=truncate):
+            found[start : start + len(vectors)] = vectors
+        return found[0] if isinstance(texts, str) else found
+
+    def stream(self, texts: Iterable[str], *, truncate: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """The vectors of any number of texts, some thousands at a time, with the number of the first of them: only
+        these are in memory."""
+        start, texts = 0, iter(texts)
+        while chunk := list(islice(texts, CHUNK_TEXTS)):
+            yield start, self._encode(self._read(chunk, truncate))
+            start += len(chunk)
+
+    def write(
+        self, texts: Iterable[str], path: Path, *, truncate: bool = False, track: Track = lambda items, total: items
+    ) -> int:
+        """The vectors of all texts into a .npy file, which appears when it is complete; returns how many there are.
+        `texts` are gone through twice."""
+        count = sum(1 for _ in texts)
+
+        def fill(temporary: Path) -> None:
+            shape = (count, self.model.config.dim)
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            for start, vectors in track(self.stream(texts, truncate=truncate), -(-count // CHUNK_TEXTS)):
+                array[start : start + len(vectors)] = vectors
+            array.flush()
+
+        files.write_atomically(path, fill)
+        return count
+
+    def _encode(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
+        """Long texts first, those of like lengths together, in batches of about as many tokens."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        out = np.empty((len(rows), self.model.config.dim), dtype=np.float32)
+        while order:
+            count = max(1, BATCH_TOKENS // max(1, len(rows[order[0]][0])))
+            some, order = order[:count], order[count:]
+            given = self._given([rows[i] for i in some])
+            with evaluating(self.model):
+                vectors = self.pool(self.model.encode(**given), given["keep"])
+                vectors = F.normalize(vectors, dim=-1) if self.normalize else vectors
+            out[some] = vectors.float().cpu().numpy()
+        return out
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What a checkpoint says of its vectors."""
+
+    pool: Literal["mean", "first", "pooler"] = "mean"
+    normalize: bool = False
+    limit: int | None = None  # tokens of a text that are read
+
+
+POOLS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """What modules.json and the files it names say; without it the defaults."""
+    if not (folder / files.MODULES).is_file():
+        return Pooling()
+    pool, normalize = "pooler", False
+    for kind, place in files.read_modules(folder / files.MODULES):
+        if kind == "Pooling":
+            pool = _pool(folder / place / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ValueError(
+                f"{folder} has a step {kind!r} after its model: only Pooling and Normalize are known here."
+            )
+    path = folder / files.SENTENCE
+    limit = files.read_json(path).get("max_seq_length") if path.is_file() else None
+    return Pooling(pool, normalize, limit)
+
+
+def _pool(path: Path) -> Any:
+    said = files.read_json(path)
+    wanted = [name for name, value in said.items() if name.startswith("pooling_mode_") and value is True]
+    if len(wanted) != 1 or wanted[0] not in POOLS:
+        raise ValueError(f"{path} asks for {' and '.join(wanted) or 'no pooling'}: expected one of {', '.join(POOLS)}.")
+    return POOLS[wanted[0]]
+
+
+class TextClassifier(_Encoder):
+    """Labels of a text, or of each of its words, as the checkpoint's head has learnt them."""
+
+    def __init__(self, model: Any, tokenizer: TextTokenizer):
+        super().__init__(model, tokenizer)
+        if not hasattr(model.head, "labels"):
+            raise ValueError("This checkpoint has no labels: train it with --task classify, or choose one that has.")
+        self.words = isinstance(model.head, TokenClassify)
+        # As transformers has it: several labels may be true at once, each by itself, where the checkpoint says so.
+        self.alone = model.published.get("problem_type") == "multi_label_classification" or len(model.head.labels) == 1
+
+    def __call__(
+        self, text: Text | Sequence[Text], *, top: int | None = None, truncate: bool = False
+    ) -> list[Label] | list[WordLabel] | list[Any]:
+        """Of a text its labels, the most probable first, at most `top`; of a list of texts a list of these. A pair of
+        texts is a tuple. From a checkpoint that labels words, a `WordLabel` for each word instead."""
+        if top is not None and top < 1:
+            raise ValueError(f"top is {top}: expected at least 1.")
+        one = isinstance(text, str | tuple)
+        answers = self._answer([text] if one else list(text), top, truncate)
+        return answers[0] if one else answers
+
+    def _answer(self, texts: list[Any], top: int | None, truncate: bool) -> list[Any]:
+        rows = self._read(texts, truncate)
+        answers: list[Any] = [None] * len(texts)
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        while order:
+            count = max(1, BATCH_TOKENS // max(1, len(rows[order[0]][0])))
+            some, order = order[:count], order[count:]
+            with evaluating(self.model):
+                scores = self.model(**self._given([rows[i] for i in some])).float()
+            shares = scores.sigmoid() if self.alone else scores.softmax(-1)
+            for i, each in zip(some, shares):
+                answers[i] = self._tagged(texts[i], each, truncate) if self.words else self._labels(each, top)
+        return answers
+
+    def _labels(self, shares: Tensor, top: int | None) -> list[Label]:
+        order = shares.argsort(descending=True, stable=True)[:top].tolist()
+        return [Label(self.model.head.labels[i], float(shares[i])) for i in order]
+
+    def _tagged(self, text: str, shares: Tensor, truncate: bool) -> list[WordLabel]:
+        """The label of a word is that of its first piece; words are what stands between spaces."""
+        if not isinstance(text, str):
+            raise ValueError("This checkpoint labels words: pass one text, not a pair.")
+        found, labels = [], self.model.head.labels
+        for word, place in self.tokenizer.word_places(text, limit=self.limit if truncate else None):
+            best = int(shares[place].argmax())
+            found.append(WordLabel(word, labels[best], float(shares[place, best])))
+        return found

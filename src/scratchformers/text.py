@@ -5,10 +5,15 @@ A tokeniser of ours never truncates and never pads, whatever its file asks for: 
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
 
 END = "<|endoftext|>"
 # The special tokens of BERT by what they are for, in the order of its vocabularies; the names are those of its files.
@@ -59,7 +64,7 @@ class TextTokenizer:
 
     def role(self, name: str) -> int | None:
         """The id that is `pad`, `unknown`, `cls`, `sep` or `mask`, if there is one: as its files say, or BERT's."""
-        said = json.loads(self.files.get("tokenizer_config.json", b"{}")).get(f"{name.replace('unknown', 'unk')}_token")
+        said = _settings(self.files.get("tokenizer_config.json")).get(f"{name.replace('unknown', 'unk')}_token")
         said = said.get("content") if isinstance(said, dict) else said
         found = self.tokenizer.token_to_id(said) if isinstance(said, str) else None
         return self.tokenizer.token_to_id(BERT[name]) if found is None else found
@@ -81,6 +86,9 @@ class TextTokenizer:
                 self._check(part)
         tokenizer = self.tokenizer
         if truncate and limit is not None:
+            around = [tokenizer.num_special_tokens_to_add(not isinstance(text, str)) for text in texts]
+            if limit < max(around, default=0):
+                raise ValueError(f"limit is {limit}: the special tokens alone are {max(around)}, so it must be larger.")
             tokenizer = self._truncating(limit)
         found = tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         for text, each in zip(texts, found):
@@ -92,12 +100,27 @@ class TextTokenizer:
                 )
         return [(each.ids, each.type_ids) for each in found]
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before a text and after it."""
+        ids, cls = self.tokenizer.encode("").ids, self.role("cls")
+        cut = ids.index(cls) + 1 if cls in ids else 0
+        return ids[:cut], ids[cut:]
+
     def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
         """The ids of a text that comes in words, and which word each is of; None for special tokens."""
         for word in words:
             self._check(word)
         found = self.tokenizer.encode(list(words), is_pretokenized=True)
         return found.ids, found.word_ids
+
+    def word_places(self, text: str, *, limit: int | None = None) -> list[tuple[str, int]]:
+        """The words of a text, which is what stands between spaces, and the place of the first piece of each among the
+        ids of the text. With `limit`, of the text as it is truncated."""
+        self._check(text)
+        tokenizer = self.tokenizer if limit is None else self._truncating(limit)
+        words = text.split()
+        found = tokenizer.encode(words, is_pretokenized=True).word_ids
+        return [(word, found.index(i)) for i, word in enumerate(words) if i in found]
 
     def _truncating(self, limit: int) -> Tokenizer:
         if limit not in self._shortened:
@@ -142,10 +165,33 @@ class TextTokenizer:
         return len(self.decode([id]).encode("utf-8"))
 
 
+def _settings(content: bytes | None) -> dict[str, Any]:
+    """What a tokenizer_config.json says; nothing where there is none."""
+    try:
+        said = json.loads((content or b"{}").decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"tokenizer_config.json is not valid JSON ({error}): fetch it again.") from None
+    if not isinstance(said, dict):
+        raise ValueError(f"tokenizer_config.json holds a {type(said).__name__}: expected a JSON object.")
+    return said
+
+
 def check_fits(tokenizer: TextTokenizer, vocab: int) -> None:
     """ValueError if there are ids a model of `vocab` embeddings has none for. Fewer fit: tables are often padded."""
     if tokenizer.vocab > vocab:
         raise ValueError(f"The tokeniser has {tokenizer.vocab} ids and the model {vocab}: they do not belong together.")
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Ids and segments of texts, padded on the right: what a model that reads is called with."""
+    length = max(1, *(len(ids) for ids, _ in rows))
+    ids, segments = torch.zeros(2, len(rows), length, dtype=torch.long)
+    keep = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        for place, values in zip((ids, segments), row):
+            place[i, : len(values)] = torch.tensor(values, dtype=torch.long)
+        keep[i, : len(row[0])] = True
+    return {"ids": ids, "segments": segments, "keep": keep}
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
@@ -246,20 +292,63 @@ def _make_wordpiece(tokenizer: Tokenizer, *, lower: bool, accents: bool | None =
 def train_wordpiece(
     texts: Iterable[str], vocab: int, *, lower: bool = True, special: Sequence[str] = tuple(BERT.values())
 ) -> TextTokenizer:
-    """WordPiece of at most `vocab` ids, learnt from the texts: `special` tokens first, then characters, then the pieces
-    that pay. Without `lower`, capitals and accents count. The same texts give the same ids."""
+    """WordPiece of at most `vocab` ids, learnt from the texts: `special` tokens first, then characters, as a word's
+    beginning and within one, then the pieces that pay. Without `lower`, capitals and accents count. The same texts give
+    the same ids."""
     if vocab < (least := 100 + len(special)):
         raise ValueError(f"vocab is {vocab}: expected at least {least}, characters and pieces and special tokens.")
     tokenizer = Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
     _make_wordpiece(tokenizer, lower=lower)
+    words = _words(tokenizer, texts, special)
+    if not words:
+        raise ValueError("The text is empty: there is nothing to make a vocabulary of.")
+    # The library numbers what it meets in an order that changes from run to run, and so would break ties; given its
+    # whole alphabet beforehand, it meets nothing new.
+    known = _frequent(words, (vocab - len(special)) // 2)
+    within = sorted({f"##{c}" for word in words for c in word[1:]} & {f"##{c}" for c in known})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab, special_tokens=list(special), show_progress=False, limit_alphabet=vocab // 2
+        vocab_size=vocab,
+        special_tokens=[*special, *known, *within],
+        initial_alphabet=known,
+        limit_alphabet=len(known),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text, CHUNK)), trainer)
-    found = tokenizer.get_vocab(with_added_tokens=False)
+    learner = Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(_written_out(words), trainer)
+    found = learner.get_vocab(with_added_tokens=False)
     tokenizer = Tokenizer(models.WordPiece(found, unk_token=BERT["unknown"], max_input_chars_per_word=100))
     _make_wordpiece(tokenizer, lower=lower)
     return TextTokenizer(tokenizer)
+
+
+def _words(tokenizer: Tokenizer, texts: Iterable[str], special: Sequence[str]) -> Counter[str]:
+    """How often each word of the texts occurs, as WordPiece will see it. Special tokens written out are none."""
+    raw: Counter[str] = Counter()
+    for text in texts:
+        for piece in pieces(text, CHUNK):
+            raw.update(re.split(r"[ \t\r\n]+", _without(piece, special)))
+    words: Counter[str] = Counter()
+    for each, count in raw.items():
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(each)):
+            words[word] += count
+    return words
+
+
+def _frequent(words: Counter[str], most: int) -> list[str]:
+    """The characters of the words, the `most` frequent ones, by code point."""
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:most])
+
+
+def _written_out(words: Counter[str]) -> Iterator[str]:
+    """Each as often as it occurs."""
+    for word, count in sorted(words.items()):
+        for start in range(0, count, 1000):
+            yield " ".join([word] * min(1000, count - start))
 
 
 def wordpiece(vocab: Path) -> TextTokenizer:
@@ -275,7 +364,7 @@ def wordpiece(vocab: Path) -> TextTokenizer:
         what = "no [UNK]" if BERT["unknown"] not in ids else f"{len(tokens) - len(ids)} tokens twice"
         raise ValueError(f"{vocab} is no vocabulary of WordPiece: it has {what}.")
     beside = vocab.parent / "tokenizer_config.json"
-    said = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    said = _settings(beside.read_bytes() if beside.is_file() else None)
     small = not any(token != token.lower() for token in tokens if not (token.startswith("[") and token.endswith("]")))
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token=BERT["unknown"], max_input_chars_per_word=100))
     _make_wordpiece(

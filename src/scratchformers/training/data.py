@@ -23,24 +23,24 @@ def to_stream(texts: Iterable[str], tokenizer: TextTokenizer) -> Tensor:
 
 
 class Windows:
-    """A stream of ids cut into windows of `length` inputs and as many targets; each epoch cuts it elsewhere."""
+    """A stream of ids cut into windows of `length`, with `ahead` more to be predicted; each epoch cuts it elsewhere."""
 
-    def __init__(self, stream: Tensor, length: int, *, seed: int):
-        if len(stream) < length + 1:
+    def __init__(self, stream: Tensor, length: int, *, seed: int, ahead: int = 1):
+        if len(stream) < length + ahead:
             raise ValueError(
-                f"The text to train on has {len(stream)} tokens and one window takes {length} and its next token: "
-                "give more text, or a smaller length (--set length=...)."
+                f"The text to train on has {len(stream)} tokens and one window takes {length}"
+                f"{' and its next token' if ahead else ''}: give more text, or a smaller length (--set length=...)."
             )
-        self.stream, self.length, self.seed = stream, length, seed
-        self.rows = max(1, (len(stream) - 1) // length - 1)
+        self.stream, self.length, self.seed, self.ahead = stream, length, seed, ahead
+        self.rows = max(1, (len(stream) - ahead) // length - 1)
 
-    def __getitem__(self, example: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, example: tuple[int, int]) -> Tensor:
+        """(length + ahead,): window `row` of an epoch, given as (epoch, row)."""
         epoch, row = example
-        slack = len(self.stream) - 1 - self.rows * self.length
+        slack = len(self.stream) - self.ahead - self.rows * self.length
         shift = int(torch.randint(slack + 1, (), generator=generator(self.seed, epoch, 1)))
         start = shift + row * self.length
-        window = self.stream[start : start + self.length + 1].long()
-        return window[:-1], window[1:]
+        return self.stream[start : start + self.length + self.ahead].long()
 
 
 def generator(*numbers: int) -> torch.Generator:

@@ -2,10 +2,12 @@
 
 import math
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,31 +57,42 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than 1.")
 
 
-class Task(Protocol):
+class Task(ABC):
     """What a recipe makes of the user's data."""
 
     model: Any
     rows: int  # examples in an epoch
     trivial: float  # the loss of knowing nothing
     unit: str  # what a target is: a token, a picture
+    baselines: Mapping[str, float] = {}  # what knowing a little would give, by the figure's name
+    best: str = "loss"  # the figure by which the best model is chosen; of an accuracy or f1 the highest
 
+    @abstractmethod
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
         """The examples (epoch, row) of one micro-batch."""
-        ...
 
+    @abstractmethod
     def targets(self, batch: Batch) -> int:
         """How many targets the loss of this batch sums over."""
-        ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed over the targets, so that micro-batches of unequal length weigh what they hold."""
-        ...
 
+    @abstractmethod
     def valid(self) -> Iterator[Batch]: ...
 
+    @abstractmethod
     def sample(self, model: Any) -> str:
         """Something to look at."""
-        ...
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Of a validation batch the loss, and what else there is to count, summed over the targets."""
+        return {"loss": float(self.loss(model, batch))}
+
+    def figures(self, sums: Mapping[str, float], targets: int) -> dict[str, float]:
+        """What sums over all validation batches come to."""
+        return {name: value / targets for name, value in sums.items()}
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -101,15 +114,17 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
 
 
 @torch.no_grad()
-def evaluate(task: Task, device: torch.device, *, autocast: str = "off") -> float:
-    """The mean loss over the validation targets."""
-    total, count = 0.0, 0
+def evaluate(task: Task, device: torch.device, *, autocast: str = "off") -> dict[str, float]:
+    """The mean loss over the validation targets, and the task's other figures."""
+    sums, count = defaultdict(float), 0
     with evaluating(task.model):
         for batch in task.valid():
             with _autocast(device, autocast):
-                total += float(task.loss(task.model, _to(batch, device)))
+                found = task.measure(task.model, _to(batch, device))
+            for name, value in found.items():
+                sums[name] += value
             count += task.targets(batch)
-    return total / count
+    return task.figures(sums, count)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
@@ -130,7 +145,10 @@ class Run:
         self.optimizer = make_optimizer(task.model, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler = Sampler(task.rows, seed=settings.seed)
-        self.step, self.best = 0, math.inf
+        self.step, self.best = (
+            0,
+            math.inf,
+        )  # the best figure so far; an accuracy is turned round, so that less is better
         found = state.newest(folder / "checkpoints", STATE) if resume else None
         if found is not None:
             self._restore(*found)
@@ -138,6 +156,12 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.step >= self.settings.steps
+
+    @property
+    def achieved(self) -> str:
+        """The best figure so far, by name."""
+        value = self.best if self.task.best == "loss" else 1 - self.best
+        return f"{self.task.best} {value:.4f}"
 
     def _restore(self, rest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         state.restore(tensors, self.task.model, self.optimizer)
@@ -199,18 +223,19 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         record = {"step": self.step, "loss": loss, "lr": learning_rate(self.step, settings), "targets": targets}
         record |= {"grad_norm": norm if math.isfinite(norm) else None, "seconds": round(time.perf_counter() - began, 4)}
-        return record | ({"trivial_loss": task.trivial} if self.step == 1 else {})
+        return record | ({"trivial_loss": task.trivial, **task.baselines} if self.step == 1 else {})
 
     def _evaluate(self) -> Record:
         """Validation loss and a sample; the model is saved if it is the best so far, or the last and none was."""
-        loss = evaluate(self.task, self.device, autocast=self.settings.autocast)
-        best = loss < self.best
+        figures = evaluate(self.task, self.device, autocast=self.settings.autocast)
+        figure = figures[self.task.best] if self.task.best == "loss" else 1 - figures[self.task.best]
+        best = figure < self.best
         if best:
-            self.best = loss
+            self.best = figure
         if best or (self.finished and self.best == math.inf):
             self.task.model.save_pretrained(self.folder / "model")
-        shown = loss if math.isfinite(loss) else None
-        return {"step": self.step, "valid_loss": shown, "best": best, "sample": self.task.sample(self.task.model)}
+        shown = {f"valid_{name}": value if math.isfinite(value) else None for name, value in figures.items()}
+        return {"step": self.step, **shown, "best": best, "sample": self.task.sample(self.task.model)}
 
     def _draw(self, log: Path) -> None:
         draw(log, self.folder / "loss.png", trivial=self.task.trivial, unit=self.task.unit, title=self.title)

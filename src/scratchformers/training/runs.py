@@ -11,8 +11,9 @@ import torch
 from scratchformers import __version__
 from scratchformers.checkpoints import files
 from scratchformers.training.documents import HUB, hub_parts
-from scratchformers.training.loop import Run, Settings
-from scratchformers.training.recipes import BPE, CHARACTERS, RECIPES, Request, configure, parse
+from scratchformers.training.loop import Run
+from scratchformers.training.recipes import configure, parse, recipe_of
+from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Request
 
 PATHS = ("data", "valid", "tokenizer", "source")  # of a request
 
@@ -23,23 +24,25 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     Raises ValueError or FileNotFoundError if the folder holds another run, or anything asked for does not fit.
     """
     saved = _saved(request.out, resume=resume)
-    recipe = RECIPES[request.recipe]
+    recipe = recipe_of(request.recipe, request.task if saved is None else saved["task"])
     if resume and saved is None and request.data is None:
         raise FileNotFoundError(f"{request.out} holds no run to resume: check --out, or pass --data to begin one.")
     if saved is None:
         settings, fields = configure(request)
     else:
         request = _same_request(request, saved)
-        settings, fields = Settings(**saved["settings"]), saved["model"]
+        settings, fields = recipe.settings(**saved["settings"]), saved["model"]
     threads = settings.threads or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
     task, data, said = recipe.prepare(request, settings, fields)
     facts = {
         "recipe": request.recipe,
+        "task": request.task,
         "preset": recipe.preset(request),
         "paths": {name: _absolute(getattr(request, name)) for name in PATHS},
         "vocab": request.vocab,
+        "columns": dict(request.columns),
         **data,
         "settings": dataclasses.asdict(settings),
         "model": dataclasses.asdict(task.model.config),
@@ -59,7 +62,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
 
 def _absolute(path: Path | str | None) -> str | None:
     """So that a run can be resumed from any folder; a name that is no path stays as it is."""
-    if path in (None, CHARACTERS, BPE):
+    if path in (None, CHARACTERS, BPE, WORDPIECE):
         return path
     text = str(path)
     if text.startswith(HUB):
@@ -101,13 +104,13 @@ def _saved(folder: Path, *, resume: bool) -> dict[str, Any] | None:
 def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
     """Raises ValueError unless this version could have written them."""
     try:
-        settings = {field.name for field in dataclasses.fields(Settings)}
-        fields = {field.name for field in dataclasses.fields(RECIPES[saved["recipe"]].model.config_class)}
-        there = {"preset", "paths", "vocab", "device", "versions"} <= saved.keys() and saved["paths"].keys() == set(
-            PATHS
-        )
+        recipe = recipe_of(saved["recipe"], saved["task"])
+        settings = {field.name for field in dataclasses.fields(recipe.settings)}
+        fields = {field.name for field in dataclasses.fields(recipe.model.config_class)}
+        there = {"preset", "paths", "vocab", "columns", "device", "versions"} <= saved.keys()
+        there = there and saved["paths"].keys() == set(PATHS)
         whole = there and saved["settings"].keys() == settings and saved["model"].keys() == fields
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         whole = False
     if not whole:
         raise ValueError(f"{path} is damaged, or of another version of this program: it cannot be resumed.")
@@ -115,13 +118,14 @@ def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
 
 def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
     """The request with what was left out taken from the run. Raises ValueError where both say something else."""
-    asked = {"recipe": request.recipe, "preset": request.preset, "vocab": request.vocab}
+    asked = {name: getattr(request, name) for name in ("recipe", "task", "preset", "vocab")}
+    asked["columns"] = dict(request.columns) or None
     differs = [
         f"{name} {saved[name]}, not {value}" for name, value in asked.items() if value not in (None, saved[name])
     ]
     if not differs:
         known = {**saved["model"], **saved["settings"]}  # `length` is both: the positions and the window
-        given = parse(request.recipe, request.given).items()
+        given = parse(dataclasses.replace(request, task=saved["task"])).items()
         differs = [f"{name} {known[name]}, not {value}" for name, value in given if known[name] != value]
     if request.source is not None and saved["paths"]["source"] is None:
         differs.append("no source")
@@ -130,7 +134,8 @@ def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
             f"The run in {request.out} has {'; '.join(differs)}: resume it as it is, or choose another --out."
         )
     paths = {name: getattr(request, name) or saved["paths"][name] for name in PATHS}
-    return dataclasses.replace(request, preset=saved["preset"], vocab=saved["vocab"], **paths)
+    kept = {name: saved[name] for name in ("task", "preset", "vocab", "columns")}
+    return dataclasses.replace(request, **kept, **paths)
 
 
 def _same_data(data: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:
