@@ -157,7 +157,7 @@ def machine(device: str) -> dict[str, Any]:
     square = torch.randn(2048, 2048, device=device)
     read = _best(lambda: big @ vector, device)
     multiply = _best(lambda: square @ square, device)
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu()
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu()
     return {
         "device": name,
         "threads": torch.get_num_threads(),
@@ -179,7 +179,7 @@ def _best(work: Callable[[], Any], device: str) -> float:
     return min(seconds[1:])
 
 
-def _cpu() -> str:
+def cpu() -> str:
     """The processor's name where the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

@@ -527,9 +527,7 @@ def test_the_sample_continues_held_out_text_by_the_same_draw(data, tmp_path):
 
 
 def test_validation_of_a_long_text_is_spread_evenly(monkeypatch):
-    from scratchformers.training import language
-
-    monkeypatch.setattr(language, "EVALUATED", 4)
+    monkeypatch.setattr(NextToken, "most", 4)
     model = sf.GPT2(sf.GPT2Config(vocab=1000, length=10, dim=8, depth=1, heads=2))
     stream = torch.arange(401, dtype=torch.int32)
     task = NextToken(model, characters(["a"]), stream, stream, Settings(batch=3))

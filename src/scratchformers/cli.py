@@ -383,7 +383,7 @@ class Train:
 
 @dataclass
 class Eval:
-    """Measure a model: its loss on a text, or its score on LAMBADA or HellaSwag.
+    """Measure a model: its loss on a text, how well it tells hidden tokens or labels, LAMBADA, HellaSwag.
 
     Example: scratchformers eval --model runs/book/model --data other-book.txt
     """
@@ -391,18 +391,25 @@ class Eval:
     model: Annotated[str, arg(metavar="SOURCE")]
     """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
     data: Annotated[str, arg(metavar="PATH")]
-    """For text, what `train --data` takes; each document is scored by itself. For the others, a file of JSON lines."""
-    task: Literal["text", "lambada", "hellaswag"] = "text"
-    """text: loss in nats a token, perplexity, bits a byte.
+    """What `train --data` takes for the task; each document of text is scored by itself. For lambada and hellaswag, a
+    file of JSON lines."""
+    task: Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag"] | None = None
+    """By default what the model was trained for.
+    text: loss in nats a token, perplexity, bits a byte. masked: loss and accuracy on hidden tokens.
+    classify, tokens: accuracy on labels, and for words F1.
     lambada: JSON lines with a `text`, whose last word is to be predicted. hellaswag: JSON lines as published.
     Both follow EleutherAI's lm-evaluation-harness."""
     length: int | None = None
     """Tokens a window of text holds; by default as many as the model has positions."""
     stride: int | None = None
-    """Tokens by which the window moves on; by default half of it.
+    """Of text, tokens by which the window moves on; by default half of it.
     Each token is scored once, with at least length - stride tokens before it, where there are as many."""
     batch: int = 8
     """Windows, or examples, computed at once."""
+    column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
+    """Of labelled texts: the name of the column of text, label or pair, where it is another. May be repeated."""
+    truncate: bool = False
+    """Leave out the end of a labelled text that is too long for the model, which is else an error."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
@@ -412,31 +419,55 @@ class Eval:
         return "nothing was measured"
 
     def run(self) -> None:
-        from scratchformers import evaluation, load, load_tokenizer
+        from scratchformers import load, load_tokenizer
         from scratchformers.checkpoints import hub
         from scratchformers.training.documents import read_texts
 
-        if self.task != "text" and (self.length is not None or self.stride is not None):
+        moves = {None: ("length", "stride"), "text": ("length", "stride"), "masked": ("length",)}.get(self.task, ())
+        if any(getattr(self, name) is not None and name not in moves for name in ("length", "stride")):
             raise ValueError(f"--length and --stride move a window over a text: leave them out for {self.task}.")
-        sizes = {"batch": self.batch, "track": track}
-        texts = read_texts(self.data) if self.task == "text" else []
+        if self.task in ("text", "masked"):
+            read_texts(self.data)  # what cannot be is said before a model is fetched
         source = hub.find(self.model)  # once, so that model and tokeniser are of one commit
-        given = load(source, device=auto_device(self.device)), load_tokenizer(source)
-        if self.task == "text":
-            answer = evaluation.evaluate_text(*given, texts, length=self.length, stride=self.stride, **sizes)
-        elif self.task == "lambada":
-            answer = evaluation.evaluate_lambada(*given, self.data, **sizes)
-        else:
-            answer = evaluation.evaluate_hellaswag(*given, self.data, **sizes)
-        figures = {name: value if math.isfinite(value) else None for name, value in vars(answer).items()}
+        model, tokenizer = load(source, device=auto_device(self.device)), load_tokenizer(source)
+        task = self.task or _task_of(model)
+        figures = {name: _finite(value) for name, value in vars(self._measure(task, model, tokenizer)).items()}
         if self.json:
-            print(json.dumps({"task": self.task, "model": self.model, "data": self.data, **figures}))
-        else:
-            for name, value in figures.items():
-                shown = (
-                    f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if value is not None else "infinite"
-                )
+            print(json.dumps({"task": task, "model": self.model, "data": self.data, **figures}))
+            return
+        for name, value in figures.items():
+            shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if value is not None else "infinite"
+            if not (name == "f1" and value is None):
                 print(f"{name.replace('_', ' '):20}{shown}")
+
+    def _measure(self, task: str, model: Any, tokenizer: Any) -> Any:
+        from scratchformers import evaluation
+        from scratchformers.training.documents import read_texts
+
+        sizes: dict[str, Any] = {"batch": self.batch, "track": track}
+        if (task in ("text", "lambada", "hellaswag")) != hasattr(model, "start"):
+            raise ValueError(f"{self.model} holds a {type(model).__name__}, which was not made for {task}: see --task.")
+        if task == "text":
+            texts, windows = read_texts(self.data), {"length": self.length, "stride": self.stride}
+            return evaluation.evaluate_text(model, tokenizer, texts, **windows, **sizes)
+        if task == "masked":
+            return evaluation.evaluate_masked(model, tokenizer, read_texts(self.data), length=self.length, **sizes)
+        if task in ("classify", "tokens"):
+            given = {"columns": dict(_pair(text, "--column") for text in self.column), "truncate": self.truncate}
+            return evaluation.evaluate_labels(model, tokenizer, self.data, **given, **sizes)
+        by_name = {"lambada": evaluation.evaluate_lambada, "hellaswag": evaluation.evaluate_hellaswag}
+        return by_name[task](model, tokenizer, self.data, **sizes)
+
+
+def _task_of(model: Any) -> str:
+    """What a model was trained for."""
+    if hasattr(model, "start"):
+        return "text"
+    return "classify" if hasattr(model.head, "labels") else "masked"
+
+
+def _finite(value: Any) -> Any:
+    return value if value is None or math.isfinite(value) else None
 
 
 def track(items: Iterable[Any], total: int) -> Iterable[Any]:

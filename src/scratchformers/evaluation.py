@@ -1,12 +1,12 @@
-"""What a model that writes is worth: its loss on a text, LAMBADA, HellaSwag.
+"""What a model is worth: its loss on a text, LAMBADA, HellaSwag; or how well it tells hidden tokens, or labels.
 
-The two tests follow EleutherAI's lm-evaluation-harness, so that their figures can be compared with published ones.
+LAMBADA and HellaSwag follow EleutherAI's lm-evaluation-harness, so that figures can be compared with published ones.
 """
 
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scratchformers.generate import evaluating
+from scratchformers.heads import TokenClassify
 from scratchformers.text import TextTokenizer, check_fits
+from scratchformers.training.data import to_stream
 from scratchformers.training.documents import read_json_lines, string
+from scratchformers.training.labelled import Labelled, LabelledSettings, Tagged, read_examples
+from scratchformers.training.language import Masked, MaskedSettings
+from scratchformers.training.loop import Batch, Task, evaluate
 
 BATCH = 8  # rows at once
 SORTED = 32  # batches among which rows of like lengths are put together
@@ -57,6 +62,29 @@ class HellaSwagScore:
     accuracy: float
     accuracy_normalised: float
     examples: int
+
+
+@dataclass(frozen=True)
+class MaskedScore:
+    """`loss` is in nats a token asked for, `targets` how many were; the same are asked for every time."""
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    targets: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """`loss` is in nats a label. `f1`, of labels for words, counts whole names; `majority` is the share of the most
+    frequent label."""
+
+    loss: float
+    accuracy: float
+    f1: float | None
+    majority: float
+    targets: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +155,63 @@ def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Row]:
 
 def _count_windows(ids: int, length: int, stride: int) -> int:
     return 1 + max(0, math.ceil((ids - 1 - length) / stride))
+
+
+def evaluate_masked(
+    model: Any,
+    tokenizer: TextTokenizer,
+    texts: Iterable[str],
+    *,
+    length: int | None = None,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+) -> MaskedScore:
+    """How well hidden tokens are told: 15 % of every window of `length` (by default the model's positions), hidden as
+    in training, on the texts packed as in training. ValueError if the text is too short for one window."""
+    check_fits(tokenizer, model.config.vocab)
+    if model.head is None or hasattr(model.head, "labels"):
+        raise ValueError("This model has no head that says what is hidden: choose one that was trained so.")
+    stream = to_stream(texts, tokenizer)
+    task = Masked(model, tokenizer, stream, stream, MaskedSettings(batch=batch, length=length or model.config.length))
+    task.most = None
+    found, targets = _measured(task, -(-len(stream) // (task.train.length * batch)), track)
+    return MaskedScore(found["loss"], _exp(_finite(found["loss"])), found["accuracy"], targets, len(stream))
+
+
+def evaluate_labels(
+    model: Any,
+    tokenizer: TextTokenizer,
+    path: Path | str,
+    *,
+    columns: Mapping[str, str],
+    truncate: bool = False,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+) -> LabelScore:
+    """How often the model's head gives the labels of a file, of texts or of words as the head is, read as for training.
+    ValueError for a label that the head does not know."""
+    check_fits(tokenizer, model.config.vocab)
+    if not hasattr(model.head, "labels"):
+        raise ValueError("This model has no labels: choose one that was trained with --task.")
+    kind = Tagged if isinstance(model.head, TokenClassify) else Labelled
+    examples = read_examples(path, columns, words=kind is Tagged)
+    task = kind(model, tokenizer, examples, examples, LabelledSettings(batch=batch, truncate=truncate))
+    found, targets = _measured(task, -(-len(examples) // batch), track)
+    _finite(found["loss"])
+    return LabelScore(found["loss"], found["accuracy"], found.get("f1"), task.baselines["majority_accuracy"], targets)
+
+
+def _measured(task: Task, batches: int, track: Track) -> tuple[dict[str, float], int]:
+    valid, counts = task.valid(), [0]
+
+    def counted() -> Iterator[Batch]:
+        for each in track(valid, batches):
+            counts[0] += task.targets(each)
+            yield each
+
+    task.valid = counted
+    found = evaluate(task, next(task.model.parameters()).device)
+    return found, counts[0]
 
 
 def evaluate_lambada(

@@ -26,17 +26,20 @@ Text = str | Sequence[str]  # one, or a pair
 class TextTokenizer:
     """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name.
 
-    One made here says in tokenizer_config.json which class of transformers reads it: left to guess by the model,
-    transformers would build GPT-2's own around our vocabulary and drop what it cannot spell.
+    One made here says in tokenizer_config.json which class of transformers reads it, and what its special tokens are
+    for: left to guess by the model, transformers would build GPT-2's own around our vocabulary and drop what it cannot
+    spell.
     """
 
     def __init__(self, tokenizer: Tokenizer, files: dict[str, bytes] | None = None):
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        names = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        said = {_theirs(role): name for role, name in BERT.items() if name in names}
         self.tokenizer = tokenizer
         self.files = files or {
             "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
-            "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode("utf-8"),
+            "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | said).encode("utf-8"),
         }
         self.alphabet = _alphabet(tokenizer)
         self._shortened: dict[int, Tokenizer] = {}  # by the ids to which each cuts a text
@@ -64,7 +67,7 @@ class TextTokenizer:
 
     def role(self, name: str) -> int | None:
         """The id that is `pad`, `unknown`, `cls`, `sep` or `mask`, if there is one: as its files say, or BERT's."""
-        said = _settings(self.files.get("tokenizer_config.json")).get(f"{name.replace('unknown', 'unk')}_token")
+        said = _settings(self.files.get("tokenizer_config.json")).get(_theirs(name))
         said = said.get("content") if isinstance(said, dict) else said
         found = self.tokenizer.token_to_id(said) if isinstance(said, str) else None
         return self.tokenizer.token_to_id(BERT[name]) if found is None else found
@@ -163,6 +166,11 @@ class TextTokenizer:
         if isinstance(self.tokenizer.decoder, decoders.ByteLevel) and id != self.end:
             return len(self.tokenizer.id_to_token(id) or "")
         return len(self.decode([id]).encode("utf-8"))
+
+
+def _theirs(role: str) -> str:
+    """What tokenizer_config.json calls it."""
+    return f"{role.replace('unknown', 'unk')}_token"
 
 
 def _settings(content: bytes | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class OnWindows(Task):
     """A text in windows, and another of which windows side by side are held out."""
 
     unit = "token"
+    most: int | None = EVALUATED  # windows held out that are looked at; None for all
 
     def __init__(self, model: Any, tokenizer: TextTokenizer, windows: Windows, held_out: Tensor, settings: Settings):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, settings.batch
@@ -56,8 +57,8 @@ class OnWindows(Task):
         """The held-out text in batches of windows, with the number of the first; the last may be shorter, and alone."""
         length, ahead = self.train.length, self.train.ahead
         starts = range(0, len(self.held_out) - ahead, length)
-        if len(starts) > EVALUATED:
-            starts = [starts[i * len(starts) // EVALUATED] for i in range(EVALUATED)]
+        if self.most is not None and len(starts) > self.most:
+            starts = [starts[i * len(starts) // self.most] for i in range(self.most)]
         windows = [self.held_out[start : start + length + ahead].long() for start in starts]
         for size in sorted({len(window) for window in windows}, reverse=True):
             alike = [(i, window) for i, window in enumerate(windows) if len(window) == size]

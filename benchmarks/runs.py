@@ -1,0 +1,82 @@
+"""What the long trainings share: the program as a user calls it, and what their results say of where they ran."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import harness
+
+HERE = Path(__file__).parent
+
+
+def program(*arguments):
+    """What `scratchformers` prints, given these arguments."""
+    done = subprocess.run([sys.executable, "-m", "scratchformers", *map(str, arguments)], check=False,
+                          stdout=subprocess.PIPE, text=True, encoding="utf-8")  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def train(recipe, data, out, settings, seed, *more):
+    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    program("train", recipe, "--data", data, "--out", out, "--seed", seed, *more, *pairs)
+
+
+def score(model, data, *more):
+    """What `eval` finds, without the paths."""
+    found = json.loads(program("eval", "--model", model, "--data", data, *more, "--json"))
+    return {key: value for key, value in found.items() if key not in ("model", "data")}
+
+
+def facts(run):
+    return json.loads((run / "config.json").read_text(encoding="utf-8"))
+
+
+def records(log):
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def where(device):
+    """The commit, the machine and the versions."""
+    return {
+        "commit": commit(),
+        "device": device,
+        "machine": {"cpu": harness.cpu(), "cores": os.cpu_count()},
+        "versions": harness.versions("torch", "tokenizers"),
+    }
+
+
+def commit():
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def write(out, results):
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def draw(out, *, lines, title, unit, limits):
+    """The losses of every log in the folder; `lines` are levels to compare with, by name."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for path in sorted(out.glob("seed-*.jsonl")):
+        found = records(path)
+        loss = [record["loss"] for record in found if "loss" in record]
+        smooth = [statistics.mean(loss[max(0, i - 24) : i + 1]) for i in range(len(loss))]
+        line = axes.plot(range(1, len(loss) + 1), smooth, alpha=0.5, linewidth=0.8, label=f"{path.stem}, training")[0]
+        valid = [(r["step"], r["valid_loss"]) for r in found if "valid_loss" in r]
+        axes.plot(*zip(*valid), "o-", markersize=3, color=line.get_color(), label=f"{path.stem}, validation")
+    for name, level in lines.items():
+        axes.axhline(level, color="grey", linestyle=":")
+        axes.annotate(f"{name}: {level:.2f}", (0, level), fontsize=8, color="grey", va="bottom")
+    axes.set(xlabel="step", ylabel=f"nats a {unit}", ylim=limits, title=title)
+    axes.legend(fontsize=8)
+    figure.savefig(out / "loss.png", dpi=120)
