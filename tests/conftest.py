@@ -25,3 +25,17 @@ def model(published):
     import scratchformers as sf
 
     return sf.load(published[1], dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def berts(tmp_path_factory):
+    """Of each kind of BERT that transformers has here, one in float64, scrambled, and the folder it was saved to."""
+    import bert_reference
+
+    made = {}
+    for kind in bert_reference.KINDS:
+        folder = tmp_path_factory.mktemp(kind)
+        theirs = bert_reference.scrambled(kind)
+        theirs.save_pretrained(folder)
+        made[kind] = theirs, folder
+    return made

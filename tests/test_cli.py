@@ -208,10 +208,11 @@ def test_the_help_of_train_names_every_preset(capsys):
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run(capsys, "train", "--help")[1]).split())
     presets = re.search(r"tiny \(the default.*?sizes of the source", shown)
     assert presets
-    for recipe in RECIPES.values():
+    for key, recipe in RECIPES.items():
         for name in (*recipe.presets, FINETUNE):
             assert re.search(rf"(?<![\w-]){name}(?![\w-])", presets[0]), name
-        assert f"{FINETUNE}: {recipe.finetune['steps']} steps" in presets[0]
+        steps = recipe.finetune["steps"]
+        assert (f"({steps} with a --task)" if " " in key else f"{FINETUNE}: {steps} steps") in presets[0]
 
 
 @pytest.mark.unhooked

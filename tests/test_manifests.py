@@ -4,12 +4,11 @@ No weights are at hand: each manifest says what was found where, and what was de
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import struct
 from pathlib import Path
 
+import manifests
 import pytest
 import reference
 import torch
@@ -21,29 +20,13 @@ from scratchformers.checkpoints import files, tables
 from scratchformers.models.gpt2 import read
 
 DTYPE = torch.float64
-MANIFESTS = {path.stem: path for path in sorted((Path(__file__).parent / "manifests").glob("*.json"))}
+MANIFESTS = manifests.read()
 (LAYOUT,) = sf.GPT2.layouts
 
 
-def manifest(name):
-    return json.loads(MANIFESTS[name].read_text(encoding="utf-8"))
-
-
-def shapes(name):
-    """The file's tensors, key: (dtype, shape), with the layers written out."""
-    content = manifest(name)
-    layers = range(content["config"]["n_layer"])
-    found = {}
-    for key, value in content["tensors"].items():
-        dtype, shape = value.split()
-        for i in layers if "*" in key else [0]:
-            found[key.replace("*", str(i))] = dtype, [int(size) for size in shape.split("x")]
-    return found
-
-
 def metas(name):
-    assert {dtype for dtype, _ in shapes(name).values()} == {"F32"}
-    return {key: torch.empty(shape, device="meta") for key, (_, shape) in shapes(name).items()}
+    assert {dtype for dtype, _ in MANIFESTS[name].shapes().values()} == {"F32"}
+    return MANIFESTS[name].tensors()
 
 
 def ours(name):
@@ -53,28 +36,16 @@ def ours(name):
 
 def test_there_is_one_per_published_size():
     assert MANIFESTS.keys() == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"}
-    assert all(manifest(name)["found"] and manifest(name)["derived"] for name in MANIFESTS)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_agrees_with_what_is_known_of_the_file(name):
-    content, data = manifest(name), 4 * sum(math.prod(shape) for _, shape in shapes(name).values())
-    known = content["files"]
-    if "config.json" in known:
-        written = json.dumps(content["config"], indent=2, sort_keys=True).encode()
-        assert len(written) == known["config.json"]["bytes"]
-        assert hashlib.sha256(written).hexdigest() == known["config.json"]["sha256"]
-    if "model.safetensors" in known:
-        assert len(shapes(name)) == known["model.safetensors"].get("tensors", len(shapes(name)))
-        assert 8 + known["model.safetensors"]["header"] + data == known["model.safetensors"]["bytes"]
-    else:
-        extra = known["pytorch_model.bin"]["bytes"] - data
-        assert 0 < extra < 250 * len(shapes(name)), "a pickle and a zip, some bytes a tensor"
+    manifests.check(MANIFESTS[name])
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_published_config_is_the_preset(name):
-    assert read(manifest(name)["config"]) == sf.GPT2.preset(name)
+    assert read(MANIFESTS[name].config) == sf.GPT2.preset(name)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -82,7 +53,7 @@ def test_a_manifest_loads_with_nothing_missing_and_nothing_unknown(name):
     loaded = tables.load(LAYOUT, metas(name), ours(name))
     assert {key: value.shape for key, value in loaded.items()} == ours(name)
     buffers = {key for key in metas(name) if key.endswith(".attn.bias")}
-    assert len(buffers) == manifest(name)["config"]["n_layer"]
+    assert len(buffers) == MANIFESTS[name].depth
     back = {key.removeprefix(LAYOUT.prefix) for key in metas(name).keys() - buffers}
     assert tables.save(LAYOUT, loaded).keys() == back, "and what we save are the published names"
 
@@ -145,19 +116,19 @@ def test_a_small_model_in_the_files_own_style_gives_the_references_numbers(tmp_p
     def keys(tensors):
         return prefixed(masks(tensors)) if name == "distilgpt2" else masks(tensors)
 
-    theirs = small(tmp_path / "in", config=manifest(name)["config"], keys=keys)
+    theirs = small(tmp_path / "in", config=MANIFESTS[name].config, keys=keys)
     written = {
         key.replace(".0.", ".*.") for key in load_file(tmp_path / "in" / "model.safetensors") if ".1." not in key
     }
     styled = {key for key in written if not any(f".{i}." in key for i in range(2, 5))}
-    assert styled == manifest(name)["tensors"].keys()
+    assert styled == MANIFESTS[name].content["tensors"].keys()
     model = same(theirs, tmp_path / "in")
     model.save_pretrained(tmp_path / "out")
     again, info = GPT2LMHeadModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
     assert all(torch.equal(again.state_dict()[key], value) for key, value in theirs.state_dict().items())
     saved = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    assert manifest(name)["config"].keys() <= saved.keys(), "what we do not read is kept"
+    assert MANIFESTS[name].config.keys() <= saved.keys(), "what we do not read is kept"
 
 
 def with_head(tensors):
@@ -223,7 +194,8 @@ def test_a_width_that_is_none(hidden):
 
 
 def test_the_width_may_be_set_for_training():
-    from scratchformers.training.recipes import Request, configure
+    from scratchformers.training.recipes import configure
+    from scratchformers.training.request import Request
 
     assert configure(Request("gpt2", Path("out"), given={"hidden": "59"}))[1]["hidden"] == 59
     with pytest.raises(ValueError, match="hidden=wide is no whole number"):

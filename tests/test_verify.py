@@ -192,12 +192,17 @@ def test_heads_of_published_weights_are_caught(copy, monkeypatch):
     assert verify(copy).problems == [said]
 
 
+BERTS = {"base": "bert-base-uncased", "base-cased": "bert-base-cased", "large": "bert-large-uncased"}
+BERTS |= {"tiny": "bert_uncased_L-2_H-128_A-2", "minilm": "all-MiniLM-L6-v2"}
+
+
 def test_digests_are_those_of_the_manifests():
-    for name, (size, digest) in module.REFERENCES["GPT2"].published.items():
-        manifest = json.loads((Path(__file__).parent / "manifests" / f"{name}.json").read_text(encoding="utf-8"))
-        file = manifest["files"]["model.safetensors"]
-        assert (file["bytes"], file["sha256"]) == (size, digest)
-        assert name in sf.GPT2.presets
+    for kind, named in ((sf.GPT2, {}), (sf.BERT, {name: f"bert/{file}" for name, file in BERTS.items()})):
+        for name, (size, digest) in module.REFERENCES[kind.__name__].published.items():
+            path = Path(__file__).parent / "manifests" / f"{named.get(name, name)}.json"
+            file = json.loads(path.read_text(encoding="utf-8"))["files"]["model.safetensors"]
+            assert (file["bytes"], file["sha256"]) == (size, digest)
+            assert name in kind.presets
 
 
 def change_config(folder, **fields):
@@ -400,16 +405,18 @@ def test_without_transformers_weights_that_are_not_numbers_fail(copy, alone):
     assert report.problems == ["The checkpoint's weights are not all finite numbers: blocks.1.attention_norm.weight."]
 
 
-def test_the_small_model_is_what_the_script_writes_today():
+def test_the_small_models_are_what_the_script_writes_today():
     spec = importlib.util.spec_from_file_location("freeze_verify", FREEZE)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    written, now = load_file(script.TARGET), script.tensors()
-    assert written.keys() == now.keys()
-    for name, value in now.items():
-        torch.testing.assert_close(written[name], value, rtol=0, atol=1e-12)
+    assert script.targets().keys() == module.REFERENCES.keys()
+    for model, path in script.targets().items():
+        written, now = load_file(path), script.tensors(model)
+        assert written.keys() == now.keys()
+        for name, value in now.items():
+            torch.testing.assert_close(written[name], value, rtol=0, atol=1e-12)
+        assert path.stat().st_size < 200_000
     assert "import scratchformers" not in FREEZE.read_text(encoding="utf-8")
-    assert script.TARGET.stat().st_size < 200_000
     assert ast.parse(FREEZE.read_text(encoding="utf-8"))
 
 

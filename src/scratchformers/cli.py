@@ -167,9 +167,9 @@ class Fill:
                 print(json.dumps({"text": text, "fills": fills}, ensure_ascii=False))
                 continue
             for number, place in enumerate(places, 1):
-                print(f"{text if len(places) == 1 else f'{text}  (place {number})'}")
+                print(_in_a_line(text) + (f"  (place {number})" if len(places) > 1 else ""))
                 for each in place:
-                    print(f"  {each.score:7.2%}  {each.token:16}  {each.text}")
+                    print(f"  {each.score:7.2%}  {_in_a_line(each.token):16}  {_in_a_line(each.text)}")
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Classify:
             what = "words" if words else "labels"
             print(json.dumps({"text": text, what: [vars(each) for each in found]}, ensure_ascii=False))
             return
-        print(text)
+        print(_in_a_line(text))
         for each in found:
             print(
                 f"  {each.score:7.2%}  {each.label:16}  {each.word}" if words else f"  {each.score:7.2%}  {each.label}"
@@ -284,6 +284,11 @@ class Lines:
                     yield line.removesuffix("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path} is not UTF-8 ({error.reason}): convert it.") from None
+
+
+def _in_a_line(text: str) -> str:
+    """As it stands, but for breaks: an answer is a line."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def texts_of(given: str) -> Iterable[str]:
@@ -423,14 +428,13 @@ class Eval:
         from scratchformers.checkpoints import hub
         from scratchformers.training.documents import read_texts
 
-        moves = {None: ("length", "stride"), "text": ("length", "stride"), "masked": ("length",)}.get(self.task, ())
-        if any(getattr(self, name) is not None and name not in moves for name in ("length", "stride")):
-            raise ValueError(f"--length and --stride move a window over a text: leave them out for {self.task}.")
+        self._check_window(self.task)
         if self.task in ("text", "masked"):
             read_texts(self.data)  # what cannot be is said before a model is fetched
         source = hub.find(self.model)  # once, so that model and tokeniser are of one commit
         model, tokenizer = load(source, device=auto_device(self.device)), load_tokenizer(source)
         task = self.task or _task_of(model)
+        self._check_window(task)
         figures = {name: _finite(value) for name, value in vars(self._measure(task, model, tokenizer)).items()}
         if self.json:
             print(json.dumps({"task": task, "model": self.model, "data": self.data, **figures}))
@@ -440,12 +444,19 @@ class Eval:
             if not (name == "f1" and value is None):
                 print(f"{name.replace('_', ' '):20}{shown}")
 
+    def _check_window(self, task: str | None) -> None:
+        if task not in (None, "text", "masked") and (self.length is not None or self.stride is not None):
+            raise ValueError(f"--length and --stride move a window over a text: leave them out for {task}.")
+        if task == "masked" and self.stride is not None:
+            raise ValueError("The windows of masked stand side by side: leave --stride out.")
+
     def _measure(self, task: str, model: Any, tokenizer: Any) -> Any:
         from scratchformers import evaluation
         from scratchformers.training.documents import read_texts
 
         sizes: dict[str, Any] = {"batch": self.batch, "track": track}
-        if (task in ("text", "lambada", "hellaswag")) != hasattr(model, "start"):
+        writes = task in ("text", "lambada", "hellaswag")
+        if writes != hasattr(model, "start") or {task, _task_of(model)} == {"classify", "tokens"}:
             raise ValueError(f"{self.model} holds a {type(model).__name__}, which was not made for {task}: see --task.")
         if task == "text":
             texts, windows = read_texts(self.data), {"length": self.length, "stride": self.stride}
@@ -461,8 +472,12 @@ class Eval:
 
 def _task_of(model: Any) -> str:
     """What a model was trained for."""
+    from scratchformers.heads import TokenClassify
+
     if hasattr(model, "start"):
         return "text"
+    if isinstance(model.head, TokenClassify):
+        return "tokens"
     return "classify" if hasattr(model.head, "labels") else "masked"
 
 

@@ -167,12 +167,18 @@ def evaluate_masked(
     track: Track = lambda items, total: items,
 ) -> MaskedScore:
     """How well hidden tokens are told: 15 % of every window of `length` (by default the model's positions), hidden as
-    in training, on the texts packed as in training. ValueError if the text is too short for one window."""
+    in training, on the texts packed as in training. A text that is shorter is one window."""
     check_fits(tokenizer, model.config.vocab)
     if model.head is None or hasattr(model.head, "labels"):
         raise ValueError("This model has no head that says what is hidden: choose one that was trained so.")
+    length = model.config.length if length is None else length
+    if not 1 <= length <= model.config.length:
+        raise ValueError(f"length is {length}: expected 1 to {model.config.length}, the positions of the model.")
     stream = to_stream(texts, tokenizer)
-    task = Masked(model, tokenizer, stream, stream, MaskedSettings(batch=batch, length=length or model.config.length))
+    if len(stream) < 2:
+        raise ValueError("There is nothing to score: a hidden token is told from others, so give a longer text.")
+    length = min(length, len(stream) + sum(map(len, tokenizer.around())))
+    task = Masked(model, tokenizer, stream, stream, MaskedSettings(batch=batch, length=length))
     task.most = None
     found, targets = _measured(task, -(-len(stream) // (task.train.length * batch)), track)
     return MaskedScore(found["loss"], _exp(_finite(found["loss"])), found["accuracy"], targets, len(stream))

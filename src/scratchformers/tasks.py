@@ -19,7 +19,7 @@ from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import fingerprint
 from scratchformers.generate import Decoding, Sampling, check_room, evaluating
 from scratchformers.heads import TokenClassify, first, mean
-from scratchformers.text import Text, TextTokenizer, check_fits, padded
+from scratchformers.text import Text, TextTokenizer, check_fits, check_segments, padded
 
 DEFAULT_NEW_TOKENS = 64
 Stop = str | int | Sequence[str | int] | None
@@ -284,7 +284,9 @@ class _Encoder:
         return cls(models.load(folder, **options), models.load_tokenizer(folder))
 
     def _read(self, texts: Sequence[Text], truncate: bool) -> list[tuple[list[int], list[int]]]:
-        return self.tokenizer.encode_batch(texts, limit=self.limit, truncate=truncate)
+        rows = self.tokenizer.encode_batch(texts, limit=self.limit, truncate=truncate)
+        check_segments(rows, self.model.config.segments)
+        return rows
 
     def _given(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         return {name: value.to(next(self.model.parameters()).device) for name, value in padded(rows).items()}
@@ -369,8 +371,10 @@ class SentenceEncoder(_Encoder):
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
         made = cls(models.load(folder, **options), models.load_tokenizer(folder))
         said = read_pooling(folder if folder.is_dir() else folder.parent)
-        chosen = said.pool if pool is None else pool
-        made.pool = {"mean": mean, "first": first, "pooler": made.model.pool}[chosen]
+        chosen, known = said.pool if pool is None else pool, {"mean": mean, "first": first, "pooler": made.model.pool}
+        if chosen not in known:
+            raise ValueError(f"pool is {chosen!r}: expected one of {', '.join(known)}.")
+        made.pool = known[chosen]
         if chosen == "pooler" and made.model.pooler is None:
             raise ValueError(f"{source} has no pooler: choose pool='mean' or 'first'.")
         made.normalize = said.normalize if normalize is None else normalize
@@ -402,7 +406,9 @@ class SentenceEncoder(_Encoder):
         self, texts: Iterable[str], path: Path, *, truncate: bool = False, track: Track = lambda items, total: items
     ) -> int:
         """The vectors of all texts into a .npy file, which appears when it is complete; returns how many there are.
-        `texts` are gone through twice."""
+        `texts` are gone through twice. ValueError if they cannot be."""
+        if iter(texts) is texts:
+            raise ValueError("texts can be gone through once only, and are counted first: pass a list.")
         count = sum(1 for _ in texts)
 
         def fill(temporary: Path) -> None:
@@ -458,6 +464,8 @@ def read_pooling(folder: Path) -> Pooling:
             )
     path = folder / files.SENTENCE
     limit = files.read_json(path).get("max_seq_length") if path.is_file() else None
+    if limit is not None and not (isinstance(limit, int) and limit > 0):
+        raise ValueError(f"{path} says max_seq_length {limit!r}: expected how many tokens of a text are read.")
     return Pooling(pool, normalize, limit)
 
 
@@ -478,7 +486,9 @@ class TextClassifier(_Encoder):
             raise ValueError("This checkpoint has no labels: train it with --task classify, or choose one that has.")
         self.words = isinstance(model.head, TokenClassify)
         # As transformers has it: several labels may be true at once, each by itself, where the checkpoint says so.
-        self.alone = model.published.get("problem_type") == "multi_label_classification" or len(model.head.labels) == 1
+        problem = "" if self.words else model.published.get("problem_type")
+        self.alone = problem == "multi_label_classification" or (len(model.head.labels) == 1 and not self.words)
+        self.plain = problem == "regression"  # a label is a quantity, and its score that itself
 
     def __call__(
         self, text: Text | Sequence[Text], *, top: int | None = None, truncate: bool = False
@@ -492,7 +502,8 @@ class TextClassifier(_Encoder):
         return answers[0] if one else answers
 
     def _answer(self, texts: list[Any], top: int | None, truncate: bool) -> list[Any]:
-        rows = self._read(texts, truncate)
+        words = [self._words(text, truncate) for text in texts] if self.words else []
+        rows = [each for each, _ in words] if self.words else self._read(texts, truncate)
         answers: list[Any] = [None] * len(texts)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         while order:
@@ -500,21 +511,28 @@ class TextClassifier(_Encoder):
             some, order = order[:count], order[count:]
             with evaluating(self.model):
                 scores = self.model(**self._given([rows[i] for i in some])).float()
-            shares = scores.sigmoid() if self.alone else scores.softmax(-1)
+            shares = scores if self.plain else scores.sigmoid() if self.alone else scores.softmax(-1)
             for i, each in zip(some, shares):
-                answers[i] = self._tagged(texts[i], each, truncate) if self.words else self._labels(each, top)
+                answers[i] = self._tagged(words[i][1], each) if self.words else self._labels(each, top)
         return answers
 
     def _labels(self, shares: Tensor, top: int | None) -> list[Label]:
         order = shares.argsort(descending=True, stable=True)[:top].tolist()
         return [Label(self.model.head.labels[i], float(shares[i])) for i in order]
 
-    def _tagged(self, text: str, shares: Tensor, truncate: bool) -> list[WordLabel]:
-        """The label of a word is that of its first piece; words are what stands between spaces."""
+    def _words(self, text: Text, truncate: bool) -> tuple[tuple[list[int], list[int]], list[tuple[str, int]]]:
+        """Ids and segments of a text read word by word, as in training; and the words, which are what stands between
+        spaces, each with the place of its first piece."""
         if not isinstance(text, str):
             raise ValueError("This checkpoint labels words: pass one text, not a pair.")
+        words = text.split()
+        ids, numbers = self.tokenizer.encode_words(words, limit=self.limit, truncate=truncate)
+        return (ids, [0] * len(ids)), [(word, numbers.index(i)) for i, word in enumerate(words) if i in numbers]
+
+    def _tagged(self, words: list[tuple[str, int]], shares: Tensor) -> list[WordLabel]:
+        """The label of a word is that of its first piece."""
         found, labels = [], self.model.head.labels
-        for word, place in self.tokenizer.word_places(text, limit=self.limit if truncate else None):
+        for word, place in words:
             best = int(shares[place].argmax())
             found.append(WordLabel(word, labels[best], float(shares[place, best])))
         return found

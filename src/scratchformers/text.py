@@ -35,7 +35,9 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         names = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        said = {_theirs(role): name for role, name in BERT.items() if name in names}
+        said: dict[str, Any] = {_theirs(role): name for role, name in BERT.items() if name in names}
+        if {BERT["cls"], BERT["sep"]} <= names:  # else transformers would not say which text of a pair a token is of
+            said["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         self.tokenizer = tokenizer
         self.files = files or {
             "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
@@ -89,18 +91,10 @@ class TextTokenizer:
                 self._check(part)
         tokenizer = self.tokenizer
         if truncate and limit is not None:
-            around = [tokenizer.num_special_tokens_to_add(not isinstance(text, str)) for text in texts]
-            if limit < max(around, default=0):
-                raise ValueError(f"limit is {limit}: the special tokens alone are {max(around)}, so it must be larger.")
-            tokenizer = self._truncating(limit)
+            tokenizer = self._truncating(limit, pairs=any(not isinstance(text, str) for text in texts))
         found = tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         for text, each in zip(texts, found):
-            if limit is not None and len(each) > limit:
-                shown = text if isinstance(text, str) else text[0]
-                raise ValueError(
-                    f"The text {shown[:40]!r}... has {len(each)} tokens and the model takes {limit}: "
-                    "pass a shorter one, or truncate=True (--truncate) to leave out its end."
-                )
+            _check_length(text if isinstance(text, str) else text[0], len(each), limit)
         return [(each.ids, each.type_ids) for each in found]
 
     def around(self) -> tuple[list[int], list[int]]:
@@ -109,23 +103,21 @@ class TextTokenizer:
         cut = ids.index(cls) + 1 if cls in ids else 0
         return ids[:cut], ids[cut:]
 
-    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
-        """The ids of a text that comes in words, and which word each is of; None for special tokens."""
+    def encode_words(
+        self, words: Sequence[str], *, limit: int | None = None, truncate: bool = False
+    ) -> tuple[list[int], list[int | None]]:
+        """The ids of a text that comes in words, and which word each is of; None for special tokens. `limit` and
+        `truncate` are those of `encode_batch`."""
         for word in words:
             self._check(word)
-        found = self.tokenizer.encode(list(words), is_pretokenized=True)
+        tokenizer = self._truncating(limit) if truncate and limit is not None else self.tokenizer
+        found = tokenizer.encode(list(words), is_pretokenized=True)
+        _check_length(" ".join(words), len(found), limit)
         return found.ids, found.word_ids
 
-    def word_places(self, text: str, *, limit: int | None = None) -> list[tuple[str, int]]:
-        """The words of a text, which is what stands between spaces, and the place of the first piece of each among the
-        ids of the text. With `limit`, of the text as it is truncated."""
-        self._check(text)
-        tokenizer = self.tokenizer if limit is None else self._truncating(limit)
-        words = text.split()
-        found = tokenizer.encode(words, is_pretokenized=True).word_ids
-        return [(word, found.index(i)) for i, word in enumerate(words) if i in found]
-
-    def _truncating(self, limit: int) -> Tokenizer:
+    def _truncating(self, limit: int, *, pairs: bool = False) -> Tokenizer:
+        if limit < (around := self.tokenizer.num_special_tokens_to_add(pairs)):
+            raise ValueError(f"limit is {limit}: the special tokens alone are {around}, so it must be larger.")
         if limit not in self._shortened:
             self._shortened[limit] = Tokenizer.from_str(self.tokenizer.to_str())
             self._shortened[limit].enable_truncation(limit)
@@ -168,6 +160,14 @@ class TextTokenizer:
         return len(self.decode([id]).encode("utf-8"))
 
 
+def _check_length(text: str, count: int, limit: int | None) -> None:
+    if limit is not None and count > limit:
+        raise ValueError(
+            f"The text {text[:40]!r}... has {count} tokens and the model takes {limit}: "
+            "pass a shorter one, or truncate=True (--truncate) to leave out its end."
+        )
+
+
 def _theirs(role: str) -> str:
     """What tokenizer_config.json calls it."""
     return f"{role.replace('unknown', 'unk')}_token"
@@ -190,9 +190,17 @@ def check_fits(tokenizer: TextTokenizer, vocab: int) -> None:
         raise ValueError(f"The tokeniser has {tokenizer.vocab} ids and the model {vocab}: they do not belong together.")
 
 
+def check_segments(rows: Iterable[tuple[list[int], list[int]]], segments: int) -> None:
+    """ValueError if there is a pair among them, and a model of `segments` has none for its second text."""
+    if any(max(each, default=0) >= segments for _, each in rows):
+        raise ValueError(
+            f"A pair has two segments and the model {segments}: pass single texts, or choose another model."
+        )
+
+
 def padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
     """Ids and segments of texts, padded on the right: what a model that reads is called with."""
-    length = max(1, *(len(ids) for ids, _ in rows))
+    length = max([1, *(len(ids) for ids, _ in rows)])
     ids, segments = torch.zeros(2, len(rows), length, dtype=torch.long)
     keep = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, row in enumerate(rows):

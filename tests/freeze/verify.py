@@ -1,9 +1,9 @@
-"""Writes src/scratchformers/insight/frozen/: a small model and what transformers answers for it, place by place, which
-`scratchformers verify` compares with where transformers is not installed.
+"""Writes src/scratchformers/insight/frozen/: of each model a small one and what transformers answers for it, place by
+place, which `scratchformers verify` compares with where transformers is not installed.
 
     python tests/freeze/verify.py
 
-Imports the reference and never our code; what the file holds is described in insight/verify.py.
+Imports the reference and never our code; what the files hold is described in insight/verify.py.
 """
 
 import json
@@ -15,51 +15,97 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import bert_reference
 import reference
 
-TARGET = Path(__file__).parents[2] / "src" / "scratchformers" / "insight" / "frozen" / "GPT2.safetensors"
+FROZEN = Path(__file__).parents[2] / "src" / "scratchformers" / "insight" / "frozen"
 
 
-def cases() -> dict[str, dict[str, torch.Tensor]]:
+def targets() -> dict[str, Path]:
+    return {name: FROZEN / f"{name}.safetensors" for name in MODELS}
+
+
+def written() -> dict[str, dict[str, torch.Tensor]]:
     ids, left, right = reference.ids(2, 8), torch.ones(2, 8, dtype=torch.bool), torch.ones(2, 8, dtype=torch.bool)
     left[1, :3], right[0, -2:] = False, False
     return {"whole": {"ids": ids}, "left": {"ids": ids, "keep": left}, "right": {"ids": ids, "keep": right}}
 
 
-def answers(model, ids, keep=None):
-    """What stands at transformers' places, under our names, at real tokens."""
+def read() -> dict[str, dict[str, torch.Tensor]]:
+    cases = {name: case for name, case in written().items() if name != "left"}
+    return {name: {**case, "segments": (torch.arange(8) > 4).long().repeat(2, 1)} for name, case in cases.items()}
+
+
+def gpt2():
+    return reference.scrambled(n_layer=2, n_embd=24, n_head=3)
+
+
+def gpt2_places(model):
+    blocks = {f"blocks.{i}": block for i, block in enumerate(model.transformer.h)}
+    return {"dropout": model.transformer.drop, **blocks, "norm": model.transformer.ln_f}
+
+
+def gpt2_answer(model, ids, keep):
+    position = (keep.cumsum(-1) - 1).clamp(min=0)
+    return model(ids, attention_mask=keep.long(), position_ids=position).logits
+
+
+def bert():
+    return bert_reference.scrambled("PreTraining", num_hidden_layers=2, hidden_size=24, intermediate_size=41)
+
+
+def bert_places(model):
+    blocks = {f"blocks.{i}": block for i, block in enumerate(model.bert.encoder.layer)}
+    pooled = {"pooler": model.bert.pooler.dense, "next_sentence": model.cls.seq_relationship}
+    return {"dropout": model.bert.embeddings, **blocks, **pooled}
+
+
+def bert_answer(model, ids, keep, segments):
+    return model(ids, attention_mask=keep.long(), token_type_ids=segments).prediction_logits
+
+
+# Of each: a model, its places by our names, what it answers, the inputs, and names of what its files hold but once.
+MODELS = {
+    "GPT2": (gpt2, gpt2_places, gpt2_answer, written, ("lm_head.weight",)),
+    "BERT": (bert, bert_places, bert_answer, read, ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")),
+}
+
+
+def answers(name, model, ids, keep=None, **more):
+    """What stands at transformers' places, under our names: of tokens at the real ones."""
+    _, places, answer, *_ = MODELS[name]
     found, whole = {}, keep is None
     keep = torch.ones_like(ids).bool() if whole else keep
-    body = model.transformer
-    places = {"dropout": body.drop, **{f"blocks.{i}": block for i, block in enumerate(body.h)}, "norm": body.ln_f}
-    for name, module in places.items():
-        module.register_forward_hook(lambda _, __, out, at=name: found.update({at: out}))
+    for at, module in places(model).items():
+        module.register_forward_hook(lambda _, __, out, at=at: found.update({at: out}))
     with torch.no_grad():
-        position = (keep.cumsum(-1) - 1).clamp(min=0)
-        found["output"] = model(ids, attention_mask=keep.long(), position_ids=position).logits
-    tensors = {name: out[0] if isinstance(out, tuple) else out for name, out in found.items()}
-    return tensors if whole else {name: value[keep] for name, value in tensors.items()}
+        found["output"] = answer(model, ids, keep, **more)
+    tensors = {at: out[0] if isinstance(out, tuple) else out for at, out in found.items()}
+    return {at: value if whole or value.ndim < 3 else value[keep] for at, value in tensors.items()}
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    model = reference.scrambled(n_layer=2, n_embd=24, n_head=3).float()
-    found = {f"weights/{name}": x.clone() for name, x in model.state_dict().items() if name != "lm_head.weight"}
+def tensors(name) -> dict[str, torch.Tensor]:
+    make, _, _, cases, twice = MODELS[name]
+    model = make().float()
+    found = {f"weights/{key}": x.clone() for key, x in model.state_dict().items() if key not in twice}
     model.double()
-    for name, case in cases().items():
-        found |= {f"inputs/{name}/{key}": value for key, value in case.items()}
-        found |= {f"reference/{name}/{place}": value for place, value in answers(model, **case).items()}
-    return {name: value.clone().contiguous() for name, value in found.items()}
+    for case, given in cases().items():
+        found |= {f"inputs/{case}/{key}": value for key, value in given.items()}
+        found |= {f"reference/{case}/{place}": value for place, value in answers(name, model, **given).items()}
+    return {key: value.clone().contiguous() for key, value in found.items()}
 
 
-def facts() -> dict:
-    config = reference.scrambled(n_layer=2, n_embd=24, n_head=3).config.to_dict()
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    named = f"transformers {versions['transformers']}, GPT2LMHeadModel"
+def facts(name) -> dict:
+    model = MODELS[name][0]()
+    versions = {each: version(each) for each in ("torch", "transformers")}
+    named = f"transformers {versions['transformers']}, {type(model).__name__}"
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     return {"reference": named, "versions": versions, "config": config, "weights": None, "tokens": None}
 
 
 if __name__ == "__main__":
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "scratchformers-verify-1", "facts": json.dumps(facts())}
-    save_file(tensors(), TARGET, metadata=metadata)
-    print(f"wrote {TARGET.stat().st_size} bytes")
+    FROZEN.mkdir(parents=True, exist_ok=True)
+    for name, target in targets().items():
+        metadata = {"format": "scratchformers-verify-1", "facts": json.dumps(facts(name))}
+        save_file(tensors(name), target, metadata=metadata)
+        print(f"wrote {target.name}, {target.stat().st_size} bytes")

@@ -16,8 +16,8 @@ Call = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    kind: str  # the class of transformers
-    places: Callable[[Any], list[tuple[str, str]]]  # of a config: our module, theirs, in order of execution
+    kind: Callable[[Any], tuple[str, dict[str, Any]]]  # of our model: the class of transformers, and what it is told
+    places: Callable[[Any], list[tuple[str, str]]]  # of our model: our module, theirs, in order of execution
     cases: Callable[..., dict[str, Case]]  # of a config, a generator, and a text's ids where there is a tokeniser
     ours: Mapping[str, Call]  # ways in which ours computes the same; into `output` one can look
     theirs: Call
@@ -49,14 +49,51 @@ def gpt2_of_transformers(model: Any, ids: Tensor, keep: Tensor | None = None) ->
     return model(ids, attention_mask=keep.long(), position_ids=(keep.cumsum(-1) - 1).clamp(min=0)).logits
 
 
-def gpt2_places(config: Any) -> list[tuple[str, str]]:
-    blocks = [(f"blocks.{i}", f"transformer.h.{i}") for i in range(config.depth)]
+def gpt2_places(model: Any) -> list[tuple[str, str]]:
+    blocks = [(f"blocks.{i}", f"transformer.h.{i}") for i in range(model.config.depth)]
     return [("dropout", "transformer.drop"), *blocks, ("norm", "transformer.ln_f")]
+
+
+def read_whole(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+    """For a model that reads: pairs of texts, none padded on the left, where the reference's pooler reads padding."""
+    cases = {name: case for name, case in written(config, generator, text).items() if name != "left"}
+    for case in cases.values():
+        case["segments"] = torch.randint(config.segments, case["ids"].shape, generator=generator).sort(-1).values
+    return cases
+
+
+def everything(model: Any, ids: Tensor, segments: Tensor, keep: Tensor | None = None) -> Tensor:
+    """What its head says, or its states; and besides, to be looked at, what its other parts say."""
+    states = model.encode(ids, segments=segments, keep=keep)
+    pooled = None if model.pooler is None else model.pool(states, keep)
+    if model.next_sentence is not None:
+        model.next_sentence(pooled)
+    return states if model.head is None else model.head(states, keep)
+
+
+def bert_of_transformers(model: Any, ids: Tensor, segments: Tensor, keep: Tensor | None = None) -> Tensor:
+    said = {} if keep is None else {"attention_mask": keep.long()}
+    return model(ids, token_type_ids=segments, **said)[0]
+
+
+def bert_kind(model: Any) -> tuple[str, dict[str, Any]]:
+    kind = model.layouts[0].describe(model)["architectures"][0]
+    return kind, {"add_pooling_layer": model.pooler is not None} if kind == "BertModel" else {}
+
+
+def bert_places(model: Any) -> list[tuple[str, str]]:
+    kind = bert_kind(model)[0]
+    body = "" if kind == "BertModel" else "bert."
+    blocks = [(f"blocks.{i}", f"{body}encoder.layer.{i}") for i in range(model.config.depth)]
+    pooled = model.pooler is not None and not kind.endswith(("MaskedLM", "TokenClassification"))
+    pooler = [("pooler", f"{body}pooler.dense")] if pooled else []
+    next_sentence = [] if model.next_sentence is None else [("next_sentence", "cls.seq_relationship")]
+    return [("dropout", f"{body}embeddings"), *blocks, *pooler, *next_sentence]
 
 
 REFERENCES = {
     "GPT2": Reference(
-        "GPT2LMHeadModel",
+        lambda model: ("GPT2LMHeadModel", {}),
         gpt2_places,
         written,
         {
@@ -71,5 +108,22 @@ REFERENCES = {
             "gpt2-medium": (1519984962, "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd"),
             "distilgpt2": (352824413, "e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b"),
         },
-    )
+    ),
+    "BERT": Reference(
+        bert_kind,
+        bert_places,
+        read_whole,
+        {
+            "output": everything,
+            "without padding": lambda model, **case: everything(model, **case),
+        },
+        bert_of_transformers,
+        published={
+            "base": (440449768, "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3"),
+            "base-cased": (435755784, "1d8bdcee6021e2c25f0325e84889b61c2eb26b843eef5659c247af138d64f050"),
+            "large": (1344951957, "28349a5c57338d0dca591bb95de533897c2399095c69d61e09604b46f444a4c4"),
+            "tiny": (17739144, "7fb69ad9f6866d8983183c930e33828f326470bf6ad8bbb2ad4ed957a92e9414"),
+            "minilm": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        },
+    ),
 }

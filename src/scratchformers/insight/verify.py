@@ -169,18 +169,19 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        report.against = f"transformers {transformers.__version__}, {reference.kind}"
+        kind, told_of = reference.kind(model)
+        report.against = f"transformers {transformers.__version__}, {kind}"
         report.versions["transformers"] = transformers.__version__
         for dtype in TOLERANCES:
-            theirs, told = getattr(transformers, reference.kind).from_pretrained(
-                source, dtype=dtype, output_loading_info=True
+            theirs, told = getattr(transformers, kind).from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **told_of
             )
             if dtype == torch.float64:
                 for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                     if told.get(what):
                         listed = ", ".join(sorted(map(str, told[what]))[:5])
                         report.problems.append(f"transformers reports {what.replace('_', ' ')}: {listed}.")
-            paths = dict(reference.places(model.config))
+            paths = dict(reference.places(model))
             expected[dtype] = _states(theirs.eval(), paths, cases, reference.theirs, "output")
             del theirs
         if tokens is not None:
@@ -260,8 +261,13 @@ def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], 
             for hook in hooks:
                 hook.remove()
         keep = case.get("keep")
-        found[name] = {place: value if keep is None else value[keep] for place, value in seen.items()}
+        found[name] = {place: _real(value, keep) for place, value in seen.items()}
     return found
+
+
+def _real(value: Tensor, keep: Tensor | None) -> Tensor:
+    """What stands at real tokens; of what there is one of for each row, all."""
+    return value if keep is None or value.ndim < 3 else value[keep]
 
 
 def _noting(seen: dict[str, Tensor], place: str) -> Callable[..., None]:
@@ -277,7 +283,7 @@ def _compare(report: Report, source: Path, reference: Reference, cases: dict[str
     names, faults = {"output": "logits"}, []
     for dtype, theirs in expected.items():
         model = load(source, dtype=dtype)
-        places = reference.places(model.config)
+        places = reference.places(model)
         names |= dict(places)
         for way, call in reference.ours.items():
             within = [ours for ours, _ in places] if way == "output" else []

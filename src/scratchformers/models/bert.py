@@ -183,12 +183,13 @@ def write(config: BERTConfig) -> dict[str, Any]:
 def build(model: BERT, published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The parts that a file has: those it lacks are None."""
     dim = model.config.dim
-    model.pooler = nn.Linear(dim, dim) if "pooler.dense.weight" in tensors else None
-    model.next_sentence = nn.Linear(dim, 2) if "cls.seq_relationship.weight" in tensors else None
+    for part, name, size in (("pooler", "pooler.dense", dim), ("next_sentence", "cls.seq_relationship", 2)):
+        if f"{name}.weight" in tensors:
+            setattr(model, part, nn.Linear(dim, size))
     if "classifier.weight" in tensors:
         named = published.get("id2label") or {i: f"LABEL_{i}" for i in range(len(tensors["classifier.weight"]))}
         labels = [str(named[key]) for key in sorted(named, key=int)]
-        said = str(published.get("architectures") or ("ForToken" if model.pooler is None else ""))
+        said = str(published.get("architectures") or "ForToken" * (model.pooler is None))
         kind = TokenClassify if "ForToken" in said else partial(Classify, pool=model.pool)
         rate = published.get("classifier_dropout")
         model.head = kind(dim, labels, dropout=model.config.dropout if rate is None else rate)
@@ -213,7 +214,8 @@ def describe(model: BERT) -> dict[str, Any]:
     kind = kind if model.next_sentence is None else WITH_NEXT_SENTENCE.get(kind, kind)
     names = {"id2label": {str(i): label for i, label in enumerate(labels)} or None}
     names |= {"label2id": {label: i for i, label in enumerate(labels)} or None}
-    return {"architectures": [kind], **names}
+    rate = getattr(getattr(model.head, "dropout", None), "p", model.config.dropout)
+    return {"architectures": [kind], **names, "classifier_dropout": None if rate == model.config.dropout else rate}
 
 
 BERT.layouts = (

@@ -5,7 +5,7 @@ Each is a document. They are read anew whenever they are gone through, so that o
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,7 +112,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def string(row: dict[str, Any], name: str, where: str) -> str:
+def string(row: Mapping[str, Any], name: str, where: str) -> str:
     """The text under `name`. ValueError if there is none, or if it is no valid Unicode, as JSON allows."""
     value = row.get(name)
     if not isinstance(value, str):

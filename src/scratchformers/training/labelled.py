@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from scratchformers.checkpoints.pretrained import Generation, fingerprint
 from scratchformers.heads import Classify, TokenClassify
 from scratchformers.models.bert import BERT, BERTConfig
 from scratchformers.text import BERT as SPECIAL
-from scratchformers.text import TextTokenizer, characters, check_fits, padded, train_wordpiece
+from scratchformers.text import TextTokenizer, characters, check_fits, check_segments, padded, train_wordpiece
 from scratchformers.training.data import generator
-from scratchformers.training.documents import read_json_lines
+from scratchformers.training.documents import read_json_lines, string
 from scratchformers.training.loop import Batch, Settings, Task
-from scratchformers.training.request import CHARACTERS, VOCAB, WORDPIECE, Facts, Request
+from scratchformers.training.request import BPE, CHARACTERS, VOCAB, WORDPIECE, Facts, Request
 from scratchformers.training.sources import copied, tokenizer_of
 
 IGNORED = -100  # the target of a token that has no label: padding, special tokens, all but the first piece of a word
@@ -40,10 +40,11 @@ class LabelledSettings(Settings):
 
 @dataclass(frozen=True)
 class Example:
-    """A text, or a pair, and its label; or words, and a label each."""
+    """A text, or a pair, and its label; or words, and a label each. `where` is its file and line."""
 
     text: Any
     label: Any
+    where: tuple[str, int] = field(default=("the data", 0), compare=False)
 
 
 def read_labelled(path: Path, columns: Mapping[str, str]) -> list[Example]:
@@ -52,15 +53,16 @@ def read_labelled(path: Path, columns: Mapping[str, str]) -> list[Example]:
     names = {**COLUMNS, **columns}
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"There is no column for {', '.join(unknown)}: expected text, label or pair.")
-    found = [_example(where, row, names, "pair" in columns) for where, row in _rows(path)]
+    found = [_example(path, line, row, names, "pair" in columns) for line, row in _rows(path)]
     if not found:
         raise ValueError(f"{path} holds no examples: expected a line with the names of the columns, then one for each.")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each with the number of its line, the last of several."""
     if path.suffix == ".jsonl":
-        yield from read_json_lines(path)
+        yield from ((int(where.rpartition(" ")[2]), row) for where, row in read_json_lines(path))
         return
     if path.suffix not in (".tsv", ".csv"):
         raise ValueError(f"{path} is none of .tsv, .csv and .jsonl: give it the name of what it is.")
@@ -69,14 +71,21 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, **plain)
             for row in rows:
-                yield f"{path}, line {rows.line_num}", row
+                if None in row or None in row.values():
+                    what = "more" if None in row else "fewer"
+                    raise ValueError(
+                        f"{path}, line {rows.line_num}, has {what} fields than the first line names, which are "
+                        f"{', '.join(map(repr, rows.fieldnames or ()))}."
+                    )
+                yield rows.line_num, row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error.reason}): convert it.") from None
     except csv.Error as error:
         raise ValueError(f"{path} is no {path.suffix[1:].upper()} file ({error}).") from None
 
 
-def _example(where: str, row: Mapping[str, Any], names: Mapping[str, str], paired: bool) -> Example:
+def _example(path: Path, line: int, row: Mapping[str, Any], names: Mapping[str, str], paired: bool) -> Example:
+    where = f"{path}, line {line}"
     for what in ("text", "label", *["pair"][: int(paired)]):
         if names[what] not in row:
             held = ", ".join(repr(name) for name in row if name is not None)
@@ -85,10 +94,13 @@ def _example(where: str, row: Mapping[str, Any], names: Mapping[str, str], paire
             )
         if row[names[what]] is None or (what == "label" and row[names[what]] == ""):
             raise ValueError(f"{where}, has no {names[what]}: every example needs one.")
-    text, label = str(row[names["text"]]), row[names["label"]]
+    label = row[names["label"]]
     if isinstance(label, bool | float | list | dict):
         raise ValueError(f"{where}, has the label {label!r}: expected a name or a whole number.")
-    return Example((text, str(row[names["pair"]])) if row.get(names["pair"]) is not None else text, str(label))
+    label = str(label) if isinstance(label, int) else string(row, names["label"], where)
+    text = string(row, names["text"], where)
+    whole = text if row.get(names["pair"]) is None else (text, string(row, names["pair"], where))
+    return Example(whole, label, (str(path), line))
 
 
 def read_words(path: Path) -> list[Example]:
@@ -102,10 +114,10 @@ def read_words(path: Path) -> list[Example]:
     except OSError as error:
         raise FileNotFoundError(f"{path} cannot be read: {(error.strerror or 'no reason given').lower()}.") from None
     for number, line in enumerate([*lines, ""], 1):
-        parts = line.split("\t") if "\t" in line else line.split()
+        parts = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
         if line.startswith("-DOCSTART-") or not line.strip():
             if words:
-                found.append(Example(words, labels))
+                found.append(Example(words, labels, (str(path), number - len(words))))
             words, labels = [], []
         elif len(parts) < 2 or not (parts[0].strip() and parts[-1].strip()):
             raise ValueError(f"{path}, line {number}, has no label: expected a word, and its label in the last column.")
@@ -123,7 +135,7 @@ def label_names(examples: Iterable[Example]) -> list[str]:
     if len(found) == 1:
         raise ValueError(f"Every example has the label {found.pop()!r}: there is nothing to tell apart.")
     numbers = all(each.removeprefix("-").isdecimal() for each in found)
-    return sorted(found, key=int) if numbers else sorted(found)
+    return sorted(found, key=lambda each: (int(each), each)) if numbers else sorted(found)
 
 
 def _labels(example: Example) -> Sequence[str]:
@@ -151,12 +163,13 @@ class Labelled(Task):
         """Ids, segments and target of each."""
         texts = [example.text for example in examples]
         read = self.tokenizer.encode_batch(texts, limit=self.limit, truncate=self.truncate)
-        return [(*each, self._number(example.label)) for each, example in zip(read, examples)]
+        check_segments(read, self.model.config.segments)
+        return [(*each, self._number(example.label, example)) for each, example in zip(read, examples)]
 
-    def _number(self, label: str) -> int:
+    def _number(self, label: str, example: Example, word: int = 0) -> int:
         if label not in self.numbers:
-            known = ", ".join(self.numbers)
-            raise ValueError(f"The label {label!r} is none of those to be learnt, which are {known}.")
+            (path, line), known = example.where, ", ".join(self.numbers)
+            raise ValueError(f"{path}, line {line + word}, has the label {label!r}, which is none of {known}.")
         return self.numbers[label]
 
     def _targets(self, rows: Iterable[tuple[list[int], list[int], Any]]) -> Iterator[int]:
@@ -216,18 +229,10 @@ class Tagged(Labelled):
         return [self._tagged(example) for example in examples]
 
     def _tagged(self, example: Example) -> tuple[list[int], list[int], list[int]]:
-        ids, words = self.tokenizer.encode_words(example.text)
-        if len(ids) > self.limit:
-            if not self.truncate:
-                raise ValueError(
-                    f"The sentence that begins with {' '.join(example.text[:5])!r} has {len(ids)} tokens and the model "
-                    f"takes {self.limit}: cut it, or pass --truncate to leave out its end."
-                )
-            after = len(self.tokenizer.around()[1])
-            cut = self.limit - after
-            ids, words = ids[:cut] + ids[len(ids) - after :], words[:cut] + words[len(words) - after :]
+        ids, words = self.tokenizer.encode_words(example.text, limit=self.limit, truncate=self.truncate)
+        labels = [self._number(label, example, word) for word, label in enumerate(example.label)]
         begins = [word is not None and word not in words[:i] for i, word in enumerate(words)]
-        tags = [self._number(example.label[word]) if first else IGNORED for word, first in zip(words, begins)]
+        tags = [IGNORED if word is None or not first else labels[word] for word, first in zip(words, begins)]
         return ids, [0] * len(ids), tags
 
     def _targets(self, rows: Iterable[tuple[list[int], list[int], Any]]) -> Iterator[int]:
@@ -301,11 +306,11 @@ def _prepare(
     if request.source is not None:  # of a hub id, model and tokeniser from one commit
         request = dataclasses.replace(request, source=hub.find(request.source))
     train = read_examples(data, request.columns, words=kind is Tagged)
+    labels = label_names(train)  # of all, so that one that occurs once may be held out
     if request.valid is None:
         train, valid = held_out(train)
     else:
         valid = read_examples(request.valid, request.columns, words=kind is Tagged)
-    labels = label_names(train)
     model: Any = None if request.source is None else copied(request.source, settings, fields)
     tokenizer = _tokenizer(request, [*train, *valid], train, cased=settings.cased)
     if model is None:
@@ -313,6 +318,7 @@ def _prepare(
         model = BERT(BERTConfig(**{**fields, "vocab": tokenizer.vocab}))
         model.generation = Generation(pad=tokenizer.role("pad"))
     check_fits(tokenizer, model.config.vocab)
+    came = fingerprint(model)
     said = put_head(model, labels, words=kind is Tagged)
     model.assets = tokenizer.files  # and nothing on how to pool, which this model does in its own way
     task = kind(model.to(request.device), tokenizer, train, valid, settings)
@@ -322,15 +328,18 @@ def _prepare(
         "tokenizer": {"sha256": tokenizer.digest(), "vocab": tokenizer.vocab},
     }
     if request.source is not None:
-        facts["source"] = {"sha256": fingerprint(model)}
+        facts["source"] = {"sha256": came}
     return task, facts, said
 
 
 def put_head(model: Any, labels: Sequence[str], *, words: bool) -> list[str]:
-    """Gives the model a head for these labels, unless it has just that one; says what there is to say."""
+    """Gives the model a head for these labels, unless it has one that knows them, and keeps its own order; says what
+    there is to say."""
     kind, had = TokenClassify if words else Classify, model.head
     model.next_sentence = None
-    if isinstance(had, kind) and list(had.labels) == list(labels):
+    # Here one label is true of a text; what a checkpoint said of its own labels is said of these no more.
+    model.published = {name: value for name, value in model.published.items() if name != "problem_type"}
+    if isinstance(had, kind) and {*had.labels} == {*labels}:
         return ["The checkpoint's own head has these labels: training goes on with it."]
     if words:
         model.pooler, model.head = None, TokenClassify(model.config.dim, labels, dropout=model.config.dropout)
@@ -347,6 +356,10 @@ def read_examples(path: Path | str, columns: Mapping[str, str], *, words: bool) 
     if not Path(path).is_file():
         form = "of a word and its label a line" if words else ".tsv, .csv or .jsonl"
         raise FileNotFoundError(f"{path} is no file: expected a file {form}.")
+    if words and columns:
+        raise ValueError(
+            "--column names a column of labelled texts: of words the label is the last one, so leave it out."
+        )
     return read_words(Path(path)) if words else read_labelled(Path(path), columns)
 
 
@@ -363,6 +376,8 @@ def _tokenizer(request: Request, every: Sequence[Example], train: Sequence[Examp
     asked = request.tokenizer
     if request.vocab is not None and asked != WORDPIECE:
         raise ValueError(f"--vocab {request.vocab} sizes a WordPiece made from your texts: add --tokenizer wordpiece.")
+    if request.source is None and asked == BPE:
+        raise ValueError(f"--tokenizer {asked} is not for {request.recipe}: expected {WORDPIECE}.")
     special = tuple(SPECIAL.values())
     if request.source is None and asked == WORDPIECE:
         return train_wordpiece(_texts(train), request.vocab or VOCAB, lower=not cased, special=special)

@@ -115,6 +115,8 @@ class Masked(OnWindows):
         if length < 2:
             raise ValueError(f"length is {settings.length}: expected at least {2 + sum(map(len, around))}.")
         super().__init__(model, tokenizer, Windows(train, length, seed=settings.seed, ahead=0), valid, settings)
+        if not bool(torch.isin(valid, self.masking.ordinary).any()):
+            raise ValueError("The validation text has no token that could be hidden: the tokeniser knows none of it.")
         self.baselines = unigram(train, valid, self.masking.ordinary, model.config.vocab)
 
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
@@ -229,6 +231,8 @@ class _Text:
     ):
         if request.data is None:
             raise ValueError("There is nothing to train on: pass --data FILE_OR_FOLDER.")
+        if request.columns:
+            raise ValueError("--column names a column of labelled texts, which go with --task classify: leave it out.")
         self.texts = read_texts(request.data)
         if request.source is not None:  # of a hub id, model and tokeniser from one commit
             request = dataclasses.replace(request, source=hub.find(request.source))

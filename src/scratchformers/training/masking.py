@@ -60,7 +60,7 @@ class Masking:
         assert self._joins is not None
         after, before = self._joins
         begins = text.clone()
-        begins[1:] &= ~(after[ids[1:]] & before[ids[:-1]])
+        begins[1:] &= ~(after[ids[1:]] & before[ids[:-1]] & text[:-1])  # a window may begin within a word
         word = torch.where(text, begins.cumsum(0) - 1, -1)
         sizes, taken, total = torch.bincount(word[text], minlength=1), [], 0
         for each in torch.randperm(len(sizes), generator=generator).tolist():
