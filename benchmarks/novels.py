@@ -16,7 +16,8 @@ from pathlib import Path
 import runs
 
 OUT = runs.HERE / "results" / "novels-bert"
-SETTINGS = {"dropout": 0.0, "length": 64, "batch": 64, "steps": 5000, "lr": 1e-3, "lr_end": 0.02, "warmup": 400}
+SETTINGS = {"depth": 2, "dropout": 0.0, "length": 32, "batch": 128, "steps": 5500}
+SETTINGS |= {"lr": 1.5e-3, "lr_end": 0.02, "warmup": 200}
 SETTINGS |= {"weight_decay": 0.05, "eval_every": 500, "save_every": 500, "threads": 1, "autocast": "bf16"}
 TOKENIZER = ("--preset", "mini", "--tokenizer", "wordpiece", "--vocab", 8000)
 REPLAYED = 20  # steps

@@ -40,6 +40,10 @@ def records(log):
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
+def write_records(log, found):
+    log.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8", newline="\n")
+
+
 def where(device):
     """The commit, the machine and the versions."""
     return {

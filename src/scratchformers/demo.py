@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scratchformers.checkpoints import files
-from scratchformers.tasks import Completer
+from scratchformers.tasks import Completer, MaskFiller
 from scratchformers.training import log
-from scratchformers.training.language import NextToken
+from scratchformers.training.language import Masked, NextToken
 from scratchformers.training.loop import Run
 from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
@@ -85,6 +85,51 @@ def gpt2(out: Path, show: Callable[[Run], None]) -> str:
 <code>scratchformers complete "Once" --model runs/book/model</code>.</p>"""
 
 
+def bert(out: Path, show: Callable[[Run], None]) -> str:
+    """A tiny BERT on the same pages, whose letters it learns to find where they are hidden."""
+    data, folder = out / "data" / "python-topics.txt", out / "bert"
+    files.write_bytes(data, python_reference().encode("utf-8"))
+    _remove_earlier(folder, data)
+    print("BERT learns to find hidden letters in Python's own reference.")
+    run, _ = open_run(Request("bert", folder, data))
+    task, settings, began = run.task, run.settings, time.monotonic()
+    assert isinstance(task, Masked)
+    model, before = task.model, _filled(MaskFiller(task.model, task.tokenizer))
+    show(run)
+    best = min((r for r in log.read(folder / "log.jsonl") if "valid_loss" in r), key=lambda r: r["valid_loss"])
+    facts = {
+        "text": f"the language reference that comes with Python, {data.stat().st_size:,} bytes",
+        "model": f"{sum(p.numel() for p in model.parameters()):,} parameters, {model.config.depth} blocks of "
+        f"{model.config.heads} heads, {model.config.length} characters at once",
+        "training": f"{settings.steps} steps of {settings.batch} windows, {time.monotonic() - began:.0f} seconds on "
+        f"{run.device} with {settings.threads} threads",
+        "validation loss": f"{best['valid_loss']:.3f} nats a hidden character; knowing nothing costs "
+        f"{task.trivial:.3f}, knowing how frequent each is {task.baselines['unigram_loss']:.3f}",
+        "right": f"{best['valid_accuracy']:.1%} of the hidden characters; always naming the most frequent one, "
+        f"{task.baselines['unigram_accuracy']:.1%}",
+    }
+    return f"""<h2>BERT</h2>
+<p>It read the same text with 15 % of its letters chosen, most of them hidden, and learnt to say which they were, from
+what stands on both sides.</p>
+{_table(facts)}
+<p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
+<h3>Hidden letters (_), and what it says they are (in red), before the first step</h3>{before}
+<h3>The same, after the last step</h3>{_filled(MaskFiller.from_pretrained(folder / "model"))}
+<p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own text:
+<code>scratchformers train bert --data book.txt --out runs/hidden</code>, then
+<code>scratchformers fill "the [MASK]ouse" --model runs/hidden/model</code>.</p>"""
+
+
+def _filled(filler: MaskFiller) -> str:
+    shown = []
+    for text in ("the v_lue of the ex_ression", "a sub_lass of the cl_ss", "if the obj_ct is call_d"):
+        fills = filler(text.replace("_", filler.spelling), top=1)
+        letters = iter([fill[0].token for fill in fills])
+        said = "".join(f"<b>{html.escape(next(letters))}</b>" if c == "_" else html.escape(c) for c in text)
+        shown.append(f"{html.escape(text)}\n{said}")
+    return f"<pre>{'<br><br>'.join(shown)}</pre>"
+
+
 def _remove_earlier(folder: Path, data: Path) -> None:
     """Removes the run of an earlier demo, finished or killed, and no other."""
     going = folder.with_name(f".{folder.name}.tmp")
@@ -120,4 +165,4 @@ def _picture(path: Path, what: str) -> str:
     return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2,)
+SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2, bert)

@@ -59,8 +59,8 @@ class Ragged:
         out, sizes = [], [count * size for count, size in self.groups]
         for (_, size), *parts in zip(self.groups, *(x.split(sizes, dim=2) for x in (q, k, v))):
             q, k, v = (rearrange(part, "1 h (g l) e -> g h l e", l=size) for part in parts)
-            out.append(rearrange(attend(q, k, v, self.mask, dropout), "g h l e -> 1 h (g l) e"))
-        return torch.cat(out, dim=2)
+            out.append(rearrange(attend(q, k, v, self.mask, dropout), "g h l e -> (g l) h e"))
+        return rearrange(torch.cat(out), "n h e -> 1 h n e")  # lies token by token, as what reads it wants it
 
 
 class Padding:

@@ -341,7 +341,7 @@ class MaskFiller(_Encoder):
         return Fill(spelt, score, joined + after)
 
 
-BATCH_TOKENS = 4096  # computed at once: enough to keep the cores busy, and little enough to stay near them
+BATCH_TOKENS = 1024  # computed at once: enough to keep the cores busy, and few enough to stay in their caches
 CHUNK_TEXTS = 4096  # read at once, so that those of like lengths come together
 
 

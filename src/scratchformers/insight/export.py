@@ -19,6 +19,39 @@ README, CURVE = "README.md", "loss.png"
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a kind of model is for: the hub's word for it, the class of transformers, and lines of ours that use it."""
+
+    tag: str
+    theirs: str
+    ours: tuple[str, str]
+
+
+USES = {
+    "GPT2LMHeadModel": Use(
+        "text-generation", "AutoModelForCausalLM", ("Completer", 'print(task("Once upon a time").text)')
+    ),
+    "BertForMaskedLM": Use("fill-mask", "AutoModelForMaskedLM", ("MaskFiller", 'print(task("A text with a [MASK]."))')),
+    "BertForSequenceClassification": Use(
+        "text-classification", "AutoModelForSequenceClassification", ("TextClassifier", 'print(task("A text."))')
+    ),
+    "BertForTokenClassification": Use(
+        "token-classification", "AutoModelForTokenClassification", ("TextClassifier", 'print(task("A text."))')
+    ),
+    "BertModel": Use(
+        "sentence-similarity", "AutoModel", ("SentenceEncoder", 'print(task(["A text.", "Another."]).shape)')
+    ),
+}
+USES["BertForPreTraining"] = USES["BertForMaskedLM"]
+
+
+def use_of(model: Any) -> Use:
+    layout = model.layouts[0]
+    said = {**layout.write(model.config), **layout.describe(model)}
+    return USES[said["architectures"][0]]
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What only the user can say of the model; nothing is put in its place."""
 
@@ -46,7 +79,8 @@ def export(source: Path, out: Path, *, dtype: str | None = None, overwrite: bool
     if run is not None and (run.folder / CURVE).is_file():
         extra[CURVE] = partial(_write, content=(run.folder / CURVE).read_bytes())
     files.write_together(out, extra)
-    return ["config.json", "generation_config.json", "model.safetensors", *sorted(model.assets), *sorted(extra)]
+    generation = [files.GENERATION] if hasattr(model, "start") else []
+    return ["config.json", *generation, "model.safetensors", *sorted(model.assets), *sorted(extra)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +128,7 @@ def _check(source: Path, folder: Path, out: Path, overwrite: bool) -> None:
 
 def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, Any]:
     """The card's head, as huggingface_hub names things."""
-    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": name}
+    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": use_of(model).tag, "model_name": name}
     data["tags"] = ["scratchformers", str(model.published.get("model_type", type(model).__name__.lower()))]
     data |= {key: value for key in ("license", "language") if (value := getattr(wanted, key)) is not None}
     if run is not None:
@@ -102,12 +136,10 @@ def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, 
         if source and not Path(source).is_absolute():
             data["base_model"] = source
         if run.best is not None:
-            loss = run.best["valid_loss"]
-            data["results"] = {
-                "dataset": run.named,
-                "Loss": ("loss", loss),
-                "Perplexity": ("perplexity", math.exp(loss)),
-            }
+            best = {name.removeprefix("valid_"): value for name, value in run.best.items() if name.startswith("valid_")}
+            if use_of(model).tag in ("text-generation", "fill-mask"):
+                best["perplexity"] = math.exp(best["loss"])
+            data["results"] = {"dataset": run.named, **{name.capitalize(): (name, x) for name, x in best.items()}}
     return data
 
 
@@ -125,7 +157,7 @@ def _body(model: Any, run: _Run | None, name: str) -> str:
         if run
         else ["## Training", "How it was trained is not known to ScratchFormers, which wrote this card."]
     )
-    said += ["## Use", _use(name, bool(model.assets))]
+    said += ["## Use", _use(model, name)]
     versions = f"Written by ScratchFormers {scratchformers.__version__}, with torch {torch.__version__}."
     return "\n\n".join([*said, versions]) + "\n"
 
@@ -137,45 +169,52 @@ def _training(run: _Run) -> list[str]:
     source = facts["paths"]["source"]
     begun = "from nothing" if not source else f"from {source if not Path(source).is_absolute() else Path(source).name}"
     trained, held = facts["data"], facts["valid"]
+    unit = "tokens" if "tokens" in trained else "examples"
     said = ["## Training"]
     said.append(
-        f"Trained {begun} on `{run.named}`: {trained['tokens']:,} tokens (sha256 `{trained['sha256']}`), validated on "
-        f"{held['tokens']:,} others (sha256 `{held['sha256']}`). Tokeniser: {facts['tokenizer']['vocab']} ids."
+        f"Trained {begun} on `{run.named}`: {trained[unit]:,} {unit} (sha256 `{trained['sha256']}`), validated on "
+        f"{held[unit]:,} others (sha256 `{held['sha256']}`). Tokeniser: {facts['tokenizer']['vocab']} ids."
     )
     versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
     said.append(
         f"{len(steps):,} of {facts['settings']['steps']:,} steps in {seconds:,.0f} seconds of training on "
-        f"{facts['device']}, {seen:,} tokens scored; {versions}."
+        f"{facts['device']}, {seen:,} {'tokens' if unit == 'tokens' else 'labels'} scored; {versions}."
     )
-    if best is not None:
-        loss = best["valid_loss"]
-        trivial = next((record["trivial_loss"] for record in run.log if "trivial_loss" in record), None)
-        nothing = f"; knowing nothing costs {trivial:.4f}" if trivial is not None else ""
-        said.append(
-            f"Validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.2f}), at step {best['step']:,}, "
-            f"the best of the run{nothing}."
-        )
+    said += [] if best is None else [_achieved(run, best)]
     if (run.folder / CURVE).is_file():
         said.append(f"![loss by step]({CURVE})")
     said += ["Settings:", _table(facts["settings"].items())]
     said += ["## Limits"]
+    what = "drawn from a text of" if unit == "tokens" else "of"
     said.append(
-        f"It was trained on {seen:,} tokens, drawn from a text of {trained['tokens']:,}. Nothing was done to keep out "
-        "what is wrong, private or offensive in it, and it may repeat passages of it. Besides its loss on the held-out "
-        "text, nothing about it was measured."
+        f"It was trained on {seen:,} {'tokens' if unit == 'tokens' else 'labels'}, {what} {trained[unit]:,} {unit}. "
+        "Nothing was done to keep out what is wrong, private or offensive in it, and it may repeat passages of it. "
+        "Besides what is said above of the held-out data, nothing about it was measured."
     )
     return said
 
 
-def _use(name: str, tokenizer: bool) -> str:
+def _achieved(run: _Run, best: Mapping[str, Any]) -> str:
+    loss, first = best["valid_loss"], next((record for record in run.log if "trivial_loss" in record), {})
+    nothing = f"; knowing nothing costs {first['trivial_loss']:.4f}" if first else ""
+    words = run.facts.get("task") is None
+    figures = f"Validation loss {loss:.4f} nats a {'token' if words else 'label'}"
+    figures += f" (perplexity {math.exp(loss):.2f})" if words else ""
+    others = {name.removeprefix("valid_"): x for name, x in best.items() if name.startswith("valid_")}
+    figures += "".join(f", {name} {value:.4f}" for name, value in others.items() if name != "loss")
+    return f"{figures}, at step {best['step']:,}, the best of the run{nothing}."
+
+
+def _use(model: Any, name: str) -> str:
+    use, tokenizer = use_of(model), bool(model.assets)
     ours = ["import scratchformers as sf", ""]
-    theirs = [f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if tokenizer else ''}", ""]
+    theirs = [f"from transformers import {use.theirs}{', AutoTokenizer' if tokenizer else ''}", ""]
     if tokenizer:
-        ours += [f'completer = sf.Completer.from_pretrained("{name}")', 'print(completer("Once upon a time").text)']
+        ours += [f'task = sf.{use.ours[0]}.from_pretrained("{name}")', use.ours[1]]
         theirs += [f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
     else:
         ours += [f'model = sf.load("{name}")']
-    theirs += [f'model = AutoModelForCausalLM.from_pretrained("{name}")']
+    theirs += [f'model = {use.theirs}.from_pretrained("{name}")']
     return "```python\n" + "\n".join(ours) + "\n```\n\n```python\n" + "\n".join(theirs) + "\n```"
 
 

@@ -26,7 +26,7 @@ Its parameters are named as there, so published weights come in by way of a stat
     torch.save(scratchformers.load(source).state_dict(), "weights.pt")  # once, where scratchformers is installed
     model = {model}(PRESETS["{preset}"]).eval()
     model.load_state_dict(torch.load("weights.pt"))
-"""'''
+{parts}"""'''
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ def page(name: str) -> str:
     values = presets.value if isinstance(presets, ast.Assign | ast.AnnAssign) else None
     first = ast.literal_eval(values.keys[0]) if isinstance(values, ast.Dict) and values.keys[0] else ""
     about = ast.get_docstring(own.tree) or ""
+    model = own.definitions[own.models[-1]]
+    unset = [_unset(node) for node in ast.walk(model) if isinstance(node, ast.Assign)]
+    parts = f"\nSet {', '.join(filter(None, unset))} first, where the weights have them.\n" if any(unset) else ""
     facts = {"about": about, "name": name, "version": scratchformers.__version__, "model": own.models[-1]}
+    facts["parts"] = parts
     parts = [HEADER.format(**facts, preset=first), "\n\n".join(_imports(needed))]
     for module, nodes in needed:
         said = "" if module is own or MIXIN in module.definitions else ast.get_docstring(module.tree) or ""
@@ -90,6 +94,12 @@ def _read(dotted: str) -> Module:
     kinds = [node for node in ast.parse(written).body if isinstance(node, ast.ClassDef)]
     models = [node.name for node in kinds if any(_is(base, MIXIN) for base in node.bases)]
     return Module(path.relative_to(ROOT).as_posix(), tree, text.splitlines(), definitions, imports, models)
+
+
+def _unset(node: ast.Assign) -> str:
+    """model.x of `self.x = None`: a part that a new model has not."""
+    target, none = node.targets[0], isinstance(node.value, ast.Constant) and node.value.value is None
+    return f"model.{target.attr}" if none and isinstance(target, ast.Attribute) else ""
 
 
 def _defined(node: ast.stmt) -> list[str]:

@@ -73,10 +73,9 @@ class BERT(Pretrained):
     def __init__(self, config: BERTConfig):
         super().__init__(config)
         dim, heads, hidden, dropout = config.dim, config.heads, config.hidden or 4 * config.dim, config.dropout
-        norm = partial(nn.LayerNorm, eps=config.eps)
-        sizes = config.vocab, config.length, config.segments
-        self.token, self.position, self.segment = (nn.Embedding(size, dim) for size in sizes)
-        self.embedding_norm, self.dropout = norm(dim), nn.Dropout(dropout)
+        norm, self.dropout = partial(nn.LayerNorm, eps=config.eps), nn.Dropout(dropout)
+        self.token, self.position = nn.Embedding(config.vocab, dim), nn.Embedding(config.length, dim)
+        self.segment, self.embedding_norm = nn.Embedding(config.segments, dim), norm(dim)
         self.blocks = nn.ModuleList(
             Block(dim, Attention(dim, heads, dropout), MLP(dim, hidden, gelu), norm, pre_norm=False, dropout=dropout)
             for _ in range(config.depth)
@@ -86,11 +85,12 @@ class BERT(Pretrained):
         self.next_sentence: nn.Linear | None = None  # and most this, of what `pool` gives: does B follow A?
         self.initialise()
 
-    @torch.no_grad()
     def initialise(self) -> None:
+        """Wide enough for attention to tell tokens apart from the start; 0.02, the paper's, is so from 768 on only."""
         for name, parameter in self.named_parameters():
             if "norm" not in name:
-                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=0.02)
+                std = 0.05 if name.count(".") == 1 else self.config.dim**-0.5  # of a table, of a linear
+                nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=std)
 
     def encode(self, ids: Ids, *, segments: Ids | None = None, keep: Keep = None) -> Float[Tensor, "b t d"]:
         """The states of all tokens, 0 at padding. `segments` (b, t), by default 0, tells the texts of a pair apart."""

@@ -65,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
         BERT,
         prepare_masked,
         {
-            "tiny": {"steps": 400, "batch": 32, "lr": 3e-3, "warmup": 40, "length": 128, "dropout": 0.0, **OFTEN},
+            "tiny": {"steps": 400, "batch": 64, "lr": 3e-3, "warmup": 40, "length": 64, "dropout": 0.0, **OFTEN},
             "mini": {"steps": 4000, "batch": 32, "lr": 1e-3, "warmup": 200, "length": 128},
             "simple": {"steps": 4000, "batch": 32, "lr": 1e-3, "warmup": 200},
             "minilm": {**_PRETRAINED, "lr": 5e-4, "length": 128},
