@@ -358,6 +358,14 @@ def test_what_counting_would_give_is_in_the_first_record(data, tmp_path):
     assert first["unigram_loss"] < first["trivial_loss"]
 
 
+def test_who_has_counted_has_counted_the_text_trained_on(tmp_path):
+    (tmp_path / "text.txt").write_text("aaab" * 50, encoding="utf-8")
+    (tmp_path / "valid.txt").write_text("abbb" * 5, encoding="utf-8")
+    first = next(iter(open_run(request(tmp_path / "text.txt", tmp_path / "run", valid=tmp_path / "valid.txt"))[0]))
+    assert first["unigram_accuracy"] == 0.25
+    assert first["unigram_loss"] == pytest.approx(-0.25 * math.log(151 / 202) - 0.75 * math.log(51 / 202))
+
+
 def test_special_tokens_do_not_count_as_text(tmp_path):
     """[SEP] between documents is never asked for, so it is no part of what counting would give."""
     path = lines(tmp_path / "data.jsonl", [{"text": "ab"} for _ in range(200)])
@@ -386,6 +394,16 @@ def test_accuracy_and_loss_of_an_evaluation_are_sums_over_all_held_out_windows()
     assert found["accuracy"] == pytest.approx(right / count, abs=1e-12)
     assert found["loss"] == pytest.approx(total / count, abs=1e-5)
     assert 0 < found["accuracy"] < 1
+
+
+def test_of_a_long_held_out_text_windows_are_taken_evenly(monkeypatch):
+    task = made(batch=3)
+    every = torch.cat([batch["labels"] for batch in task.valid() if batch["labels"].shape[1] == 18])
+    monkeypatch.setattr(Masked, "most", 4)
+    some = torch.cat([batch["labels"] for batch in task.valid()])
+    places = [int((every == window).all(1).nonzero()[0, 0]) for window in some]
+    count = len(every) + (len(task.held_out) % 16 > 0)
+    assert places == [i * count // 4 for i in range(4)]
 
 
 def test_evaluations_hide_the_same_tokens_and_no_dropout_acts(data, tmp_path):

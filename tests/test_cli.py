@@ -217,8 +217,10 @@ def test_the_help_of_train_names_every_preset(capsys):
 
 @pytest.mark.unhooked
 def test_help_answers_without_loading_torch():
-    code = "import sys; from scratchformers.cli import main\ntry: main(['train', '--help'])\n"
-    code += "except SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was loaded'"
+    code = "import sys; from scratchformers.cli import main\n"
+    code += "for command in ('train', 'complete', 'fill', 'embed', 'classify', 'eval', 'inspect', 'verify', 'page'):\n"
+    code += "    try: main([command, '--help'])\n    except SystemExit as stop: assert not stop.code\n"
+    code += "assert 'torch' not in sys.modules, 'torch was loaded'"
     for arguments in ([sys.executable, "-c", code], [sys.executable, "-m", "scratchformers", "--help"]):
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
@@ -259,16 +261,18 @@ def test_a_completion_ends_before_the_end_token(published):
 
 
 def test_demo_writes_a_page_that_needs_nothing_beside_it(capsys, tmp_path, monkeypatch):
+    from scratchformers.demo import SECTIONS
     from scratchformers.training.recipes import RECIPES
 
     short = {"steps": 4, "batch": 2, "eval_every": 2, "save_every": 2}
-    monkeypatch.setitem(RECIPES["gpt2"].presets, "tiny", short)
+    for name in ("gpt2", "bert"):
+        monkeypatch.setitem(RECIPES[name].presets, "tiny", {**short, "length": 32})
     for _ in range(2):  # a second demo replaces the first
         code, said, error = run(capsys, "demo", "--out", tmp_path / "demo")
         assert (code, error) == (0, "")
         assert str(tmp_path / "demo" / "index.html") in said
     page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == 1
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(SECTIONS)
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page), "nothing is fetched"
     assert "continued before the first step" in page
     assert "Step 2" in page

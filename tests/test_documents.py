@@ -79,7 +79,7 @@ def test_documents_are_packed_with_the_end_token_between_them():
     assert stream.dtype == torch.int32
     assert tokenizer.decode(stream.tolist()) == f"one{END}two{END}three"
     window = Windows(stream, len(stream) - 1, seed=0)[0, 0]
-    assert tokenizer.decode(window[:-1].tolist()) == f"one{END}two{END}thre", "a window runs across them, without padding"
+    assert tokenizer.decode(window[:-1].tolist()) == f"one{END}two{END}thre", "a window runs across them, unpadded"
     assert len(to_stream([], tokenizer)) == 0
 
 

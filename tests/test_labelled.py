@@ -521,6 +521,20 @@ def test_what_a_source_said_of_its_own_labels_is_not_said_of_new_ones(data, tmp_
     assert sum(each.score for each in found) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("task", ["classify", "tokens"])
+def test_how_a_source_pools_is_not_said_of_what_has_a_head(data, words, tmp_path, task):
+    published(tmp_path / "source")
+    modules = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "source" / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (tmp_path / "source" / "1_Pooling").mkdir()
+    (tmp_path / "source" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', encoding="utf-8")
+    path = data if task == "classify" else words
+    list(open_run(request(path, tmp_path / "run", source=tmp_path / "source", task=task))[0])
+    assert {each.name for each in (tmp_path / "run" / "model").iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+
+
 def test_a_tokeniser_that_does_not_belong_is_refused(data, tmp_path):
     published(tmp_path / "source", text="".join(map(chr, range(32, 232))))
     with pytest.raises(ValueError, match=r"The tokeniser has 205 ids and the model 97: they do not belong together"):
@@ -617,10 +631,10 @@ def test_the_saved_model_gives_the_same_shares_in_transformers(data, tmp_path, b
     made = {"tokenizer": "wordpiece", "vocab": 120} if begun == "wordpiece" else {}
     list(open_run(request(path, tmp_path / "run", source=source, lr=0.02, length=50, **made))[0])
     folder = tmp_path / "run" / "model"
-    model = sf.load(folder)
+    model, draw = sf.load(folder), generator(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # few steps leave it saying the same of everything
-            drawn = torch.randn(parameter.shape, generator=generator(3)) * 0.5
+            drawn = torch.randn(parameter.shape, generator=draw) * 0.5
             parameter.copy_(drawn + ("norm.weight" in name))
     model.save_pretrained(folder)
     theirs = BertForSequenceClassification.from_pretrained(folder).eval()
@@ -633,7 +647,7 @@ def test_the_saved_model_gives_the_same_shares_in_transformers(data, tmp_path, b
         with torch.no_grad():
             wanted = theirs(**given).logits.softmax(-1)[0]
         found = {each.label: each.score for each in ours(text)}
-        assert found == pytest.approx({"down": float(wanted[0]), "up": float(wanted[1])}, abs=1e-6)
+        assert found == pytest.approx({"down": float(wanted[0]), "up": float(wanted[1])}, abs=1e-5)
         compared.append(found["up"])
     assert len({round(score, 4) for score in compared}) > 3, "else anything would pass"
 

@@ -12,7 +12,7 @@ from scratchformers.text import TextTokenizer, characters, train_bpe, train_word
 from scratchformers.training import language
 from scratchformers.training.data import generator, to_stream
 from scratchformers.training.language import Masked, MaskedSettings
-from scratchformers.training.masking import HIDDEN, REPLACED, Masking
+from scratchformers.training.masking import Masking
 
 TEXT = "".join(f"{i} times {j} is {i * j}, multiplication notwithstanding.\n" for i in range(12) for j in range(12))
 CHARACTERS = characters([TEXT], special=tuple(SPECIAL.values()))
@@ -66,10 +66,10 @@ def check(masking, ids):
     text = torch.isin(ids, masking.ordinary)
     assert torch.equal(ever, text), "over the draws every token of the text is chosen"
     bound = 5 * (0.8 * 0.2 / count) ** 0.5
-    lost = REPLACED / len(masking.ordinary)  # what is drawn instead may be the token itself
-    assert hidden == pytest.approx(HIDDEN, abs=bound)
-    assert other == pytest.approx(REPLACED - lost, abs=bound)
-    assert same == pytest.approx(1 - HIDDEN - REPLACED + lost, abs=bound)
+    lost = 0.1 / len(masking.ordinary)  # what is drawn instead may be the token itself
+    assert hidden == pytest.approx(0.8, abs=bound)
+    assert other == pytest.approx(0.1 - lost, abs=bound)
+    assert same == pytest.approx(0.1 + lost, abs=bound)
 
 
 @pytest.mark.parametrize("share", [0.15, 0.4])
