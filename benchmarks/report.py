@@ -2,6 +2,8 @@
 
 python benchmarks/report.py benchmarks/results/cpu.json --readme README.md --picture benchmarks/results/cpu.svg
 python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
+python benchmarks/report.py benchmarks/results/embed-cpu.json --readme README.md     # the sentence about embedding
+python benchmarks/report.py benchmarks/results --readme README.md                    # the table of trainings
 """
 
 import argparse
@@ -26,6 +28,60 @@ def table(results):
         f"{versions['transformers']}; {results['rounds']} rounds in turns, `{results['command']}`."
     )
     return "\n".join([*lines, "", where])
+
+
+def embedded(results):
+    """A sentence about what benchmarks/embed.py found."""
+    found, of, theirs = results["theirs / ours"], results["machine"], results["versions"]["sentence-transformers"]
+    peaks = results["peak MiB of ours by sentences: loaded, at the end"]
+    (few, (_, little)), (many, (_, much)) = sorted(peaks.items(), key=lambda item: int(item[0]))
+    return (
+        f"**Embedding** {results['sentences']:,} sentences of novels ({results['tokens']:,} tokens) with "
+        f"all-MiniLM-L6-v2, tokenising included: {found['best']:.2f}x sentence-transformers {theirs} at its best batch "
+        f"size ({results['their batch size']}), median {found['median']:.2f}x; vectors equal within "
+        f"{results['largest difference']:.0e}. It held at most {little:,} MiB for {int(few):,} sentences and {much:,} "
+        f"for {int(many):,}. {of['device']}, {of['threads']} threads, `{results['command']}`."
+    )
+
+
+def learnt(folder):
+    """The committed trainings, a row each."""
+    lines = ["| | result | beside it | trained |", "|---|---|---|---|"]
+    rows = [_shakespeare(_read(folder / "tinyshakespeare-cpu")), _novels(_read(folder / "novels-bert"))]
+    rows += [_labels(_read(folder / f"{name}-minilm"), title) for name, title in (("sst2", "SST-2"), ("trec", "TREC"))]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _read(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def _shakespeare(found):
+    result = f"{found['mean loss']:.3f} nats, mean of {len(found['seeds'])} seeds"
+    trained = f"{found['parameters']:,} parameters, {found['settings']['steps']:,} steps"
+    return (
+        "GPT-2, characters of tinyshakespeare, nanoGPT's CPU setting",
+        result,
+        f"nanoGPT: {found['nanoGPT']}",
+        trained,
+    )
+
+
+def _novels(found):
+    unigram, right = found["unigram"], found["whole novels"]["test"]["accuracy"]
+    below = f"{found['best validation loss']:.3f} nats, {found['below the unigram']:.0%} below the unigram"
+    beside = f"unigram: {unigram['loss']:.3f} nats, {unigram['accuracy']:.1%} right"
+    trained = f"{found['parameters']:,} parameters, {found['minutes of training']:.0f} minutes on one core"
+    title = "BERT, hidden tokens of English novels it never saw, from nothing"
+    return title, f"{below}; {right:.1%} right on the test novels", beside, trained
+
+
+def _labels(found, title):
+    runs, means = found["runs"]["fine-tuned"].values(), found["mean test accuracy"]
+    tests, minutes = [run["test"]["accuracy"] for run in runs], max(run["minutes of training"] for run in runs)
+    result = f"{means['fine-tuned']:.1%} of the test, {min(tests):.1%} to {max(tests):.1%} over {len(tests)} seeds"
+    beside, trained = f"from random weights: {means['random']:.1%}", f"{minutes:.0f} minutes a seed on one core"
+    return f"all-MiniLM-L6-v2 fine-tuned on {title}", result, beside, trained
 
 
 def replaced(text, name, body):
@@ -77,24 +133,36 @@ def agreement(found):
     )
 
 
+def write(readme, name, body):
+    """Into the README where there is one, else on the screen."""
+    if readme is None:
+        print(body)
+    else:
+        readme.write_text(replaced(readme.read_text(encoding="utf-8"), name, body), encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, help="what bench.py or embed.py wrote, or the folder of the trainings")
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--agree", type=Path, help="another run: exit 1 where a ratio differs by more than 15 %%")
     arguments = parser.parse_args()
+    if arguments.results.is_dir():
+        write(arguments.readme, "learnt", learnt(arguments.results))
+        return
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    if "sentences" in results:
+        write(arguments.readme, "embed", embedded(results))
+        return
     if arguments.agree:
         found = differences(results, json.loads(arguments.agree.read_text(encoding="utf-8")))
         print("\n".join(f"{name}: {share:.1%} apart" for name, share in found.items()))
         if arguments.readme:
-            text = arguments.readme.read_text(encoding="utf-8")
-            arguments.readme.write_text(replaced(text, "agreement", agreement(found)), encoding="utf-8")
+            write(arguments.readme, "agreement", agreement(found))
         raise SystemExit(int(max(found.values()) > TOLERANCE))
     if arguments.readme:
-        text = arguments.readme.read_text(encoding="utf-8")
-        arguments.readme.write_text(replaced(text, "speed", table(results)), encoding="utf-8")
+        write(arguments.readme, "speed", table(results))
     if arguments.picture:
         picture(results, arguments.picture)
     if not (arguments.readme or arguments.picture):

@@ -23,7 +23,14 @@ WORDS = {
         "Hugging Face folders and hub ids, `.safetensors` or `.bin`",
         "on text, from nothing or a checkpoint; by characters, a BPE of its own, or a tokeniser",
         "[`lessons/gpt2.py`](lessons/gpt2.py): from nothing to the published weights",
-    )
+    ),
+    "bert": (
+        "BERT",
+        "[`bert.py`](src/scratchformers/models/bert.py)",
+        "the same, all published forms, sentence-transformers' too; WordPiece cased and uncased",
+        "on text with hidden tokens, on labels of texts and of words; from nothing or a checkpoint",
+        "[`lessons/bert.py`](lessons/bert.py): from masking to a filled mask",
+    ),
 }
 OTHERS = "| | | | | [einops](lessons/einops.py): the one tool all pages use | |"
 
