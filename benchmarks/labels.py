@@ -20,7 +20,7 @@ import runs
 
 TREC = ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM")
 SETTINGS = {
-    "sst2": {"steps": 650, "lr": 1e-4, "eval_every": 65, "save_every": 650, "threads": 1},
+    "sst2": {"steps": 600, "lr": 8e-5, "eval_every": 50, "save_every": 600, "threads": 1},
     "trec": {"steps": 700, "lr": 2e-4, "eval_every": 70, "save_every": 700, "threads": 1},
 }
 SCRATCH = {"lr": 5e-4, "length": 128}  # what the random weights have instead

@@ -1,6 +1,7 @@
 """What `benchmarks/bench.py` found, as the README's table and picture, and how far two runs of it agree.
 
-python benchmarks/report.py benchmarks/results/cpu.json --readme README.md --picture benchmarks/results/cpu.svg
+python benchmarks/report.py benchmarks/results/cpu.json --also benchmarks/results/bert-cpu.json --readme README.md
+python benchmarks/report.py benchmarks/results/cpu.json --picture benchmarks/results/cpu.svg
 python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
 python benchmarks/report.py benchmarks/results/embed-cpu.json --readme README.md     # the sentence about embedding
 python benchmarks/report.py benchmarks/results --readme README.md                    # the table of trainings
@@ -28,6 +29,11 @@ def table(results):
         f"{versions['transformers']}; {results['rounds']} rounds in turns, `{results['command']}`."
     )
     return "\n".join([*lines, "", where])
+
+
+def tables(runs):
+    """Of each run a table: they may have been made on different machines."""
+    return "\n\n".join(map(table, runs))
 
 
 def embedded(results):
@@ -144,10 +150,15 @@ def write(readme, name, body):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="what bench.py or embed.py wrote, or the folder of the trainings")
+    parser.add_argument("--also", type=Path, nargs="+", help="runs whose tables stand below the first's")
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--agree", type=Path, help="another run: exit 1 where a ratio differs by more than 15 %%")
     arguments = parser.parse_args()
+    if arguments.also:
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in (arguments.results, *arguments.also)]
+        write(arguments.readme, "speed", tables(runs))
+        return
     if arguments.results.is_dir():
         write(arguments.readme, "learnt", learnt(arguments.results))
         return

@@ -248,7 +248,8 @@ class _Text:
             check_fits(self.tokenizer, self.model.config.vocab)
         self.train, self.valid = (to_stream(part, self.tokenizer) for part in self.parts)
         if self.model is None:
-            Windows(self.train, settings.length, seed=0, ahead=ahead)  # said before a model is made for them
+            around = 0 if ahead else sum(map(len, self.tokenizer.around()))
+            Windows(self.train, max(1, settings.length - around), seed=0, ahead=ahead)  # said before a model is made
         asked = request.vocab or VOCAB
         few = request.tokenizer in (BPE, WORDPIECE) and self.tokenizer.vocab < asked
         self.said = [f"The text gave a vocabulary of {self.tokenizer.vocab} ids, and no more."] if few else []
