@@ -86,7 +86,10 @@ def _labels(found, title):
     runs, means = found["runs"]["fine-tuned"].values(), found["mean test accuracy"]
     tests, minutes = [run["test"]["accuracy"] for run in runs], max(run["minutes of training"] for run in runs)
     result = f"{means['fine-tuned']:.1%} of the test, {min(tests):.1%} to {max(tests):.1%} over {len(tests)} seeds"
-    beside, trained = f"from random weights: {means['random']:.1%}", f"{minutes:.0f} minutes a seed on one core"
+    beside, trained = (
+        f"from random weights, one seed: {means['random']:.1%}",
+        f"{minutes:.0f} minutes a seed on one core",
+    )
     return f"all-MiniLM-L6-v2 fine-tuned on {title}", result, beside, trained
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ class Fill:
                 print(_in_a_line(text) + (f"  (place {number})" if len(places) > 1 else ""))
                 for each in place:
                     print(f"  {each.score:7.2%}  {_in_a_line(each.token):16}  {_in_a_line(each.text)}")
+        say_cut(filler.tokenizer)
 
 
 @dataclass
@@ -217,10 +219,11 @@ class Embed:
         if self.out is not None:
             count = encoder.write(texts, self.out, truncate=self.truncate, track=track)
             note(f"{count} vectors of {encoder.model.config.dim} numbers in {self.out}.")
+            say_cut(encoder.tokenizer)
         if self.json:
             lines = iter(texts)
             for _, vectors in encoder.stream(texts, truncate=self.truncate):
-                for text, vector in zip(lines, vectors):
+                for vector, text in zip(vectors, lines):
                     print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))
 
 
@@ -258,6 +261,7 @@ class Classify:
             given = some if self.pair is None else [(text, self.pair) for text in some]
             for text, found in zip(some, classifier(given, top=self.top, truncate=self.truncate)):
                 self._print(text, found, words=classifier.words)
+        say_cut(classifier.tokenizer)
 
     def _print(self, text: str, found: Any, *, words: bool) -> None:
         if self.json:
@@ -292,14 +296,24 @@ def _in_a_line(text: str) -> str:
 
 
 def texts_of(given: str) -> Iterable[str]:
-    """The text itself, or the lines of the file of this name."""
+    """The text itself, or the lines of the file of this name. What ends like a file and has no spaces is a name."""
     try:
         found = Path(given).is_file()
     except (OSError, ValueError):  # a long text, or one with a zero in it, is no name
         found = False
+    if not found and re.fullmatch(r"\S+\.(txt|tsv|csv|jsonl?|npy|md)", given):
+        raise FileNotFoundError(f"{given} does not exist: pass a text, or the path of a file with one a line.")
+    if found and Path(given).suffix in (".tsv", ".csv", ".jsonl"):
+        raise ValueError(f"{given} is a table: pass plain text, one a line (`eval --data` reads labelled tables).")
     if found and next(iter(Lines(Path(given))), None) is None:
         raise ValueError(f"{given} holds no texts: write one a line.")
     return Lines(Path(given)) if found else [given]
+
+
+def say_cut(tokenizer: Any) -> None:
+    """After --truncate: of how many texts the end was left out."""
+    if tokenizer.cut:
+        note(f"{tokenizer.cut} {'text was' if tokenizer.cut == 1 else 'texts were'} too long, and cut.")
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -365,6 +379,10 @@ class Train:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
             raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
+        if self.truncate and self.task is None and not self.resume:
+            raise ValueError(
+                "--truncate is for labelled texts, which have a --task: other text is cut into windows anyway."
+            )
         if self.truncate:
             given["truncate"] = "true"
         columns = dict(_pair(text, "--column") for text in self.column)
@@ -449,6 +467,8 @@ class Eval:
             raise ValueError(f"--length and --stride move a window over a text: leave them out for {task}.")
         if task == "masked" and self.stride is not None:
             raise ValueError("The windows of masked stand side by side: leave --stride out.")
+        if task not in (None, "classify", "tokens") and (self.column or self.truncate):
+            raise ValueError(f"--column and --truncate are for labelled texts: leave them out for {task}.")
 
     def _measure(self, task: str, model: Any, tokenizer: Any) -> Any:
         from scratchformers import evaluation

@@ -19,7 +19,7 @@ from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import fingerprint
 from scratchformers.generate import Decoding, Sampling, check_room, evaluating
 from scratchformers.heads import TokenClassify, first, mean
-from scratchformers.text import Text, TextTokenizer, check_fits, check_segments, padded
+from scratchformers.text import Text, TextTokenizer, check_belongs, check_fits, check_segments, padded
 
 DEFAULT_NEW_TOKENS = 64
 Stop = str | int | Sequence[str | int] | None
@@ -115,6 +115,8 @@ class Completer:
     """Continues text: `Completer.from_pretrained(source)("Once upon a time")`."""
 
     def __init__(self, model: Any, tokenizer: TextTokenizer):
+        if not hasattr(model, "start"):
+            raise ValueError(f"{type(model).__name__} reads texts and writes none: expected a model like GPT-2.")
         check_fits(tokenizer, model.config.vocab)
         self.model, self.tokenizer = model, tokenizer
 
@@ -281,7 +283,13 @@ class _Encoder:
     ) -> Self:
         """`options` are those of `load`. Model and tokeniser come from one commit, whatever happens to a branch."""
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
-        return cls(models.load(folder, **options), models.load_tokenizer(folder))
+        return cls._open(folder, options)
+
+    @classmethod
+    def _open(cls, folder: Path, options: dict[str, Any]) -> Self:
+        model, tokenizer = models.load(folder, **options), models.load_tokenizer(folder)
+        check_belongs(tokenizer, model)
+        return cls(model, tokenizer)
 
     def _read(self, texts: Sequence[Text], truncate: bool) -> list[tuple[list[int], list[int]]]:
         rows = self.tokenizer.encode_batch(texts, limit=self.limit, truncate=truncate)
@@ -369,15 +377,14 @@ class SentenceEncoder(_Encoder):
     ) -> Self:
         """`pool` and `normalize` replace what the checkpoint says. ValueError for a step that is not written here."""
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
-        made = cls(models.load(folder, **options), models.load_tokenizer(folder))
-        said = read_pooling(folder if folder.is_dir() else folder.parent)
-        chosen, known = said.pool if pool is None else pool, {"mean": mean, "first": first, "pooler": made.model.pool}
-        if chosen not in known:
-            raise ValueError(f"pool is {chosen!r}: expected one of {', '.join(known)}.")
-        made.pool = known[chosen]
-        if chosen == "pooler" and made.model.pooler is None:
+        made = cls._open(folder, options)
+        said = read_pooling(folder if folder.is_dir() else folder.parent, pool, normalize)
+        known = {"mean": mean, "first": first, "pooler": made.model.pool}
+        if said.pool not in known:
+            raise ValueError(f"pool is {said.pool!r}: expected one of {', '.join(known)}.")
+        if said.pool == "pooler" and made.model.pooler is None:
             raise ValueError(f"{source} has no pooler: choose pool='mean' or 'first'.")
-        made.normalize = said.normalize if normalize is None else normalize
+        made.pool, made.normalize = known[said.pool], said.normalize
         made.limit = min(made.limit, said.limit or made.limit)
         return made
 
@@ -403,7 +410,12 @@ class SentenceEncoder(_Encoder):
             start += len(chunk)
 
     def write(
-        self, texts: Iterable[str], path: Path, *, truncate: bool = False, track: Track = lambda items, total: items
+        self,
+        texts: Iterable[str],
+        path: Path | str,
+        *,
+        truncate: bool = False,
+        track: Track = lambda items, total: items,
     ) -> int:
         """The vectors of all texts into a .npy file, which appears when it is complete; returns how many there are.
         `texts` are gone through twice. ValueError if they cannot be."""
@@ -418,7 +430,7 @@ class SentenceEncoder(_Encoder):
                 array[start : start + len(vectors)] = vectors
             array.flush()
 
-        files.write_atomically(path, fill)
+        files.write_atomically(Path(path), fill)
         return count
 
     def _encode(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
@@ -446,32 +458,46 @@ class Pooling:
 
 
 POOLS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+NEWER = {"mean": "mean", "cls": "first"}  # what its later versions write as `pooling_mode`
 
 
-def read_pooling(folder: Path) -> Pooling:
-    """What modules.json and the files it names say; without it the defaults."""
+def read_pooling(folder: Path, pool: Any = None, normalize: bool | None = None) -> Pooling:
+    """What modules.json and the files it names say, unless told otherwise; without it the defaults. ValueError for what
+    would make other vectors there than here."""
     if not (folder / files.MODULES).is_file():
-        return Pooling()
-    pool, normalize = "pooler", False
-    for kind, place in files.read_modules(folder / files.MODULES):
-        if kind == "Pooling":
-            pool = _pool(folder / place / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise ValueError(
-                f"{folder} has a step {kind!r} after its model: only Pooling and Normalize are known here."
-            )
-    path = folder / files.SENTENCE
-    limit = files.read_json(path).get("max_seq_length") if path.is_file() else None
-    if limit is not None and not (isinstance(limit, int) and limit > 0):
-        raise ValueError(f"{path} says max_seq_length {limit!r}: expected how many tokens of a text are read.")
-    return Pooling(pool, normalize, limit)
+        return Pooling(pool or "mean", bool(normalize))
+    steps = files.read_modules(folder / files.MODULES)
+    if unknown := [kind for kind, _ in steps if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ValueError(
+            f"{folder} has a step {unknown[0]!r} after its model: only Pooling and Normalize are known here."
+        )
+    places = [place for kind, place in steps if kind == "Pooling"]
+    if pool is None and len(places) != 1:
+        raise ValueError(f"{folder} has {len(places)} steps that pool: choose one by pool= (--pool).")
+    said = {name: _json(folder / name) for name in (files.SENTENCE, files.PROMPTS, "tokenizer_config.json")}
+    prompt, small = said[files.PROMPTS].get("default_prompt_name"), said[files.SENTENCE].get("do_lower_case")
+    if prompt is not None or small:
+        what = f"puts the prompt {prompt!r} before" if prompt is not None else "makes all letters small of"
+        raise ValueError(f"{folder} {what} every text, which is not done here: do it, and take that out of its files.")
+    given = [said[files.SENTENCE].get("max_seq_length"), said["tokenizer_config.json"].get("model_max_length")]
+    limit = next((each for each in given if each is not None), None)
+    if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+        raise ValueError(f"{folder} says max_seq_length {limit!r}: expected how many tokens of a text are read.")
+    normal = any(kind == "Normalize" for kind, _ in steps) if normalize is None else normalize
+    limit = None if limit is None else int(min(limit, 2**31))
+    return Pooling(_pool(folder / places[0] / "config.json") if pool is None else pool, normal, limit)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return files.read_json(path) if path.is_file() else {}
 
 
 def _pool(path: Path) -> Any:
     said = files.read_json(path)
+    if said.get("pooling_mode") in NEWER:
+        return NEWER[said["pooling_mode"]]
     wanted = [name for name, value in said.items() if name.startswith("pooling_mode_") and value is True]
+    wanted += [str(said["pooling_mode"])] if said.get("pooling_mode") else []
     if len(wanted) != 1 or wanted[0] not in POOLS:
         raise ValueError(f"{path} asks for {' and '.join(wanted) or 'no pooling'}: expected one of {', '.join(POOLS)}.")
     return POOLS[wanted[0]]

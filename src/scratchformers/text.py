@@ -44,6 +44,7 @@ class TextTokenizer:
             "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | said).encode("utf-8"),
         }
         self.alphabet = _alphabet(tokenizer)
+        self.cut = 0  # texts of which the end was left out so far
         self._shortened: dict[int, Tokenizer] = {}  # by the ids to which each cuts a text
 
     @property
@@ -95,6 +96,7 @@ class TextTokenizer:
         found = tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         for text, each in zip(texts, found):
             _check_length(text if isinstance(text, str) else text[0], len(each), limit)
+        self.cut += sum(bool(each.overflowing) for each in found)
         return [(each.ids, each.type_ids) for each in found]
 
     def around(self) -> tuple[list[int], list[int]]:
@@ -113,6 +115,7 @@ class TextTokenizer:
         tokenizer = self._truncating(limit) if truncate and limit is not None else self.tokenizer
         found = tokenizer.encode(list(words), is_pretokenized=True)
         _check_length(" ".join(words), len(found), limit)
+        self.cut += bool(found.overflowing)
         return found.ids, found.word_ids
 
     def _truncating(self, limit: int, *, pairs: bool = False) -> Tokenizer:
@@ -195,6 +198,21 @@ def check_segments(rows: Iterable[tuple[list[int], list[int]]], segments: int) -
     if any(max(each, default=0) >= segments for _, each in rows):
         raise ValueError(
             f"A pair has two segments and the model {segments}: pass single texts, or choose another model."
+        )
+
+
+PADDED = 128  # rows by which a table may be larger than its vocabulary, to be of a size that computes fast
+
+
+def check_belongs(tokenizer: TextTokenizer, model: Any) -> None:
+    """ValueError for a tokeniser whose ids mean something else to the model: another than it says it was trained with,
+    or, where it says nothing, one with far fewer ids."""
+    said = model.published.get("scratchformers", {}).get("tokenizer")
+    if said not in (None, tokenizer.digest()):
+        raise ValueError("The tokeniser is not the one this model was trained with: put that beside the weights.")
+    if said is None and model.config.vocab - tokenizer.vocab >= PADDED:
+        raise ValueError(
+            f"The tokeniser has {tokenizer.vocab} ids and the model {model.config.vocab}: they do not belong together."
         )
 
 

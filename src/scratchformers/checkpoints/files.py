@@ -31,7 +31,7 @@ ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",))
 OURS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 # What sentence-transformers keeps beside a model that makes one vector of a text. The rest is in folders it names.
-MODULES, SENTENCE = "modules.json", "sentence_bert_config.json"
+MODULES, SENTENCE, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 # A tensor of so many bytes is mapped by itself: when it was copied and is let go, so is the memory it was read through.
 LARGE = 2**23
 # Renaming over a file that is mapped fails on Windows, so there tensors are copied out of it.
@@ -169,7 +169,7 @@ def sentence_files(folder: Path) -> list[str]:
     """The names of what sentence-transformers reads beside the weights; none where it has nothing there."""
     path = folder / MODULES
     modules = read_modules(path) if path.is_file() else []
-    return [MODULES, SENTENCE, *(f"{each}/config.json" for _, each in modules if each)] if modules else []
+    return [MODULES, SENTENCE, PROMPTS, *(f"{each}/config.json" for _, each in modules if each)] if modules else []
 
 
 def read_modules(path: Path) -> list[tuple[str, str]]:

@@ -256,7 +256,13 @@ class Pretrained(nn.Module):
         files.write_together(folder, {**weights, **writers}, last="config.json")
         files.remove_shards(folder)
         if self.assets:  # another tokeniser's files would be read instead
-            for stale in {*files.ASSETS, *files.VOCABULARIES[1], files.MODULES, files.SENTENCE} - self.assets.keys():
+            for stale in {
+                *files.ASSETS,
+                *files.VOCABULARIES[1],
+                files.MODULES,
+                files.SENTENCE,
+                files.PROMPTS,
+            } - self.assets.keys():
                 (folder / stale).unlink(missing_ok=True)
 
 

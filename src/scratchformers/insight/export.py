@@ -1,5 +1,6 @@
 """A checkpoint for elsewhere: the published layout, and a model card made of what is known and nothing else."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,9 @@ USES = {
     ),
 }
 USES["BertForPreTraining"] = USES["BertForMaskedLM"]
+USES["BertForNextSentencePrediction"] = dataclasses.replace(
+    USES["BertModel"], tag="text-classification", theirs="AutoModelForNextSentencePrediction"
+)
 
 
 def use_of(model: Any) -> Use:

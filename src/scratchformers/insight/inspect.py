@@ -24,7 +24,7 @@ class Seen:
 
 
 def look(
-    model: nn.Module,
+    model: Any,
     tokenizer: TextTokenizer,
     text: str,
     *,
@@ -38,7 +38,7 @@ def look(
         raise ValueError("The text has no tokens: there is nothing to look at.")
     device = next(model.parameters()).device
     with torch.no_grad(), record(model) as found:
-        model(torch.tensor([ids], device=device))
+        model.encode(torch.tensor([ids], device=device))
     tokens = [tokenizer.decode([id]) for id in ids]
     if what == "lens":
         return _lens(model, tokenizer, found, tokens)

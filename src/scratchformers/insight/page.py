@@ -65,7 +65,11 @@ def page(name: str) -> str:
     about = ast.get_docstring(own.tree) or ""
     model = own.definitions[own.models[-1]]
     unset = [_unset(node) for node in ast.walk(model) if isinstance(node, ast.Assign)]
-    parts = f"\nSet {', '.join(filter(None, unset))} first, where the weights have them.\n" if any(unset) else ""
+    parts = (
+        f"\nSet {', '.join(filter(None, unset))} first, where the weights have them, and another head.\n"
+        if any(unset)
+        else ""
+    )
     facts = {"about": about, "name": name, "version": scratchformers.__version__, "model": own.models[-1]}
     facts["parts"] = parts
     parts = [HEADER.format(**facts, preset=first), "\n\n".join(_imports(needed))]

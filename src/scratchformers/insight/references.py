@@ -66,9 +66,10 @@ def everything(model: Any, ids: Tensor, segments: Tensor, keep: Tensor | None = 
     """What its head says, or its states; and besides, to be looked at, what its other parts say."""
     states = model.encode(ids, segments=segments, keep=keep)
     pooled = None if model.pooler is None else model.pool(states, keep)
-    if model.next_sentence is not None:
-        model.next_sentence(pooled)
-    return states if model.head is None else model.head(states, keep)
+    follows = None if model.next_sentence is None else model.next_sentence(pooled)
+    if model.head is None:
+        return states if follows is None else follows
+    return model.head(states, keep)
 
 
 def bert_of_transformers(model: Any, ids: Tensor, segments: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -86,7 +86,7 @@ class BERT(Pretrained):
         self.initialise()
 
     def initialise(self) -> None:
-        """Wide enough for attention to tell tokens apart from the start; 0.02, the paper's, is so from 768 on only."""
+        """Wider, the narrower the model, than the paper's 0.02: else attention cannot tell tokens apart at first."""
         for name, parameter in self.named_parameters():
             if "norm" not in name:
                 std = 0.05 if name.count(".") == 1 else self.config.dim**-0.5  # of a table, of a linear
@@ -180,6 +180,12 @@ def write(config: BERTConfig) -> dict[str, Any]:
     return {"model_type": "bert", **sizes, **dropouts, "layer_norm_eps": config.eps, "hidden_act": "gelu"}
 
 
+def read_labels(named: Any) -> list[str]:
+    if not (isinstance(named, Mapping) and all(str(key).isdecimal() for key in named)):
+        raise ValueError(f"config.json says id2label {named!r}: expected a name for each number.")
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
 def build(model: BERT, published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The parts that a file has: those it lacks are None."""
     dim = model.config.dim
@@ -188,7 +194,7 @@ def build(model: BERT, published: Mapping[str, Any], tensors: Mapping[str, Tenso
             setattr(model, part, nn.Linear(dim, size))
     if "classifier.weight" in tensors:
         named = published.get("id2label") or {i: f"LABEL_{i}" for i in range(len(tensors["classifier.weight"]))}
-        labels = [str(named[key]) for key in sorted(named, key=int)]
+        labels = read_labels(named)
         said = str(published.get("architectures") or "ForToken" * (model.pooler is None))
         kind = TokenClassify if "ForToken" in said else partial(Classify, pool=model.pool)
         rate = published.get("classifier_dropout")
@@ -209,8 +215,9 @@ WITH_NEXT_SENTENCE = {"BertModel": "BertForNextSentencePrediction", "BertForMask
 def describe(model: BERT) -> dict[str, Any]:
     """What config.json says of the parts. ValueError for a head that transformers' BERT does not have."""
     kind, labels = KINDS.get(type(model.head)), getattr(model.head, "labels", ())
-    if kind is None or getattr(model.head, "pool", model.pool) != model.pool:
-        raise ValueError("The published layout has no such head: expected Classify with pool=model.pool, or another.")
+    own = model.pool if model.pooler is not None else None  # how the published layout makes one vector of a text
+    if kind is None or (isinstance(model.head, Classify) and model.head.pool != own):
+        raise ValueError("The published layout has no such head: expected Classify with pool=model.pool, and a pooler.")
     kind = kind if model.next_sentence is None else WITH_NEXT_SENTENCE.get(kind, kind)
     names = {"id2label": {str(i): label for i, label in enumerate(labels)} or None}
     names |= {"label2id": {label: i for i, label in enumerate(labels)} or None}

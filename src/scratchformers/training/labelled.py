@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scratchformers.checkpoints import hub
 from scratchformers.checkpoints.pretrained import Generation, fingerprint
+from scratchformers.generate import evaluating
 from scratchformers.heads import Classify, TokenClassify
 from scratchformers.models.bert import BERT, BERTConfig
 from scratchformers.text import BERT as SPECIAL
@@ -90,7 +91,8 @@ def _example(path: Path, line: int, row: Mapping[str, Any], names: Mapping[str, 
         if names[what] not in row:
             held = ", ".join(repr(name) for name in row if name is not None)
             raise ValueError(
-                f"{where}, has no column {names[what]!r}: it has {held}. Say which it is: --column {what}=NAME."
+                f"{where}, has no column {names[what]!r}: it has {held}. Say which it is: --column {what}=NAME; "
+                "in a table the first line names them."
             )
         if row[names[what]] is None or (what == "label" and row[names[what]] == ""):
             raise ValueError(f"{where}, has no {names[what]}: every example needs one.")
@@ -204,14 +206,13 @@ class Labelled(Task):
         rows = sorted(self.held_out, key=lambda row: len(row[0]))
         return (self._padded(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size))
 
-    @torch.no_grad()
     def sample(self, model: Any) -> str:
         """The first validation examples, with what they are taken for."""
-        batch, training = self._padded(self.held_out[:SHOWN]), model.training
+        batch = self._padded(self.held_out[:SHOWN])
         device = next(model.parameters()).device
         given = {name: value.to(device) for name, value in batch.items()}
-        guesses = self._scores(model.eval(), given).argmax(-1).cpu()
-        model.train(training)
+        with evaluating(model):
+            guesses = self._scores(model, given).argmax(-1).cpu()
         return "\n".join(self._shown(*each) for each in zip(self.examples, guesses, batch["targets"]))
 
     def _shown(self, example: Example, guess: Tensor, target: Tensor) -> str:
@@ -231,7 +232,7 @@ class Tagged(Labelled):
     def _tagged(self, example: Example) -> tuple[list[int], list[int], list[int]]:
         ids, words = self.tokenizer.encode_words(example.text, limit=self.limit, truncate=self.truncate)
         labels = [self._number(label, example, word) for word, label in enumerate(example.label)]
-        begins = [word is not None and word not in words[:i] for i, word in enumerate(words)]
+        begins = [word is not None and (i == 0 or word != words[i - 1]) for i, word in enumerate(words)]
         tags = [IGNORED if word is None or not first else labels[word] for word, first in zip(words, begins)]
         return ids, [0] * len(ids), tags
 
@@ -321,6 +322,7 @@ def _prepare(
     came = fingerprint(model)
     said = put_head(model, labels, words=kind is Tagged)
     model.assets = tokenizer.files  # and nothing on how to pool, which this model does in its own way
+    model.published = model.published | {"scratchformers": {"tokenizer": tokenizer.digest()}}
     task = kind(model.to(request.device), tokenizer, train, valid, settings)
     facts: Facts = {
         "data": {"sha256": _digest(train), "examples": len(train)},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scratchformers.checkpoints import hub
 from scratchformers.checkpoints.pretrained import Generation, fingerprint
-from scratchformers.generate import generate
+from scratchformers.generate import evaluating, generate
 from scratchformers.models.bert import BERT, BERTConfig
 from scratchformers.models.gpt2 import GPT2, GPT2Config
 from scratchformers.text import BERT as SPECIAL
@@ -154,10 +154,8 @@ class Masked(OnWindows):
         window = self.held_out[: min(SHOWN, self.train.length)].long()
         batch = self._masked([window], [generator(0, 0, 4)])
         device = next(model.parameters()).device
-        model_was_training = model.training
-        with torch.no_grad():
-            guesses = model.eval()(batch["ids"].to(device))[0].argmax(-1).tolist()
-        model.train(model_was_training)
+        with evaluating(model):
+            guesses = model(batch["ids"].to(device))[0].argmax(-1).tolist()
         return self._shown(batch["labels"][0].tolist(), batch["chosen"][0].tolist(), guesses)
 
     def _shown(self, labels: list[int], chosen: list[bool], guesses: list[int]) -> str:
@@ -215,7 +213,12 @@ def prepare_masked(
         model.generation = Generation(pad=text.tokenizer.role("pad"))
     elif model.head is None or hasattr(model.head, "labels"):
         raise ValueError(f"{request.source} has no head that says what is hidden: choose a checkpoint that has one.")
+    if request.preset == SIMPLE and any(text.tokenizer.around()):
+        raise ValueError(
+            "The preset simple reads text alone, and this tokeniser puts [CLS] or [SEP] around it: take another."
+        )
     model.assets = text.tokenizer.files  # and nothing on how to pool, which it has not learnt
+    model.published = model.published | {"scratchformers": {"tokenizer": text.tokenizer.digest()}}
     task = Masked(model.to(request.device), text.tokenizer, text.train, text.valid, settings)
     return task, text.facts(model), text.said
 
@@ -247,12 +250,14 @@ class _Text:
         if self.model is not None:
             check_fits(self.tokenizer, self.model.config.vocab)
         self.train, self.valid = (to_stream(part, self.tokenizer) for part in self.parts)
-        if self.model is None:
-            around = 0 if ahead else sum(map(len, self.tokenizer.around()))
-            Windows(self.train, max(1, settings.length - around), seed=0, ahead=ahead)  # said before a model is made
+        if self.model is None:  # said before a model is made
+            Windows(self.train, max(1, settings.length - self._around(ahead)), seed=0, ahead=ahead)
         asked = request.vocab or VOCAB
         few = request.tokenizer in (BPE, WORDPIECE) and self.tokenizer.vocab < asked
         self.said = [f"The text gave a vocabulary of {self.tokenizer.vocab} ids, and no more."] if few else []
+
+    def _around(self, ahead: int) -> int:
+        return 0 if ahead else sum(map(len, self.tokenizer.around()))
 
     def facts(self, model: Any) -> Facts:
         facts: Facts = {

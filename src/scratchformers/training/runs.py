@@ -24,7 +24,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     Raises ValueError or FileNotFoundError if the folder holds another run, or anything asked for does not fit.
     """
     saved = _saved(request.out, resume=resume)
-    recipe = recipe_of(request.recipe, request.task if saved is None else saved["task"])
+    recipe = recipe_of(request.recipe, request.task) if saved is None else recipe_of(saved["recipe"], saved["task"])
     if resume and saved is None and request.data is None:
         raise FileNotFoundError(f"{request.out} holds no run to resume: check --out, or pass --data to begin one.")
     if saved is None:
