@@ -216,8 +216,8 @@ def test_whole_words_with_bytes_for_a_vocabulary_are_refused(data, tmp_path):
 def test_a_text_too_short_is_said(tmp_path):
     data = tmp_path / "text.txt"
     for content, said in (
-        ("abcdefgh", "The text to train on has 7 tokens and one window takes 18: give more text"),
-        ("a" * 9, "one window takes 18"),
+        ("abcdefgh", "The text to train on has 7 tokens and one window takes 16: give more text"),
+        ("a" * 9, "one window takes 16"),
     ):
         data.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=said):

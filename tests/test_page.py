@@ -115,7 +115,7 @@ def test_the_page_follows_its_bricks(tmp_path, monkeypatch):
 
 
 def test_bad_input(tmp_path, capsys):
-    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of gpt2"):
+    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, gpt2"):
         page("gpt5")
     assert main(["page", "gpt2", "--out", str(tmp_path / "missing" / "page.py")]) == 2
     assert "missing" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Heads: what makes an answer of an encoder's states. Each is called with the states (b, t, d) and `keep` (b, t)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -63,3 +64,11 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not labels or len(set(labels)) < len(labels):
         raise ValueError(f"labels are {labels!r}: expected a list of names, each once.")
     return tuple(labels)
+
+
+def published_labels(id2label: Any, count: int) -> list[str]:
+    """The labels that config.json names by number, or transformers' names for so many where it names none."""
+    named = id2label or {i: f"LABEL_{i}" for i in range(count)}
+    if not (isinstance(named, Mapping) and all(str(key).isdecimal() for key in named)):
+        raise ValueError(f"config.json says id2label {named!r}: expected a name for each number.")
+    return [str(named[key]) for key in sorted(named, key=int)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scratchformers.cache import begin
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import Layout, Row
-from scratchformers.heads import Classify, Keep, TokenClassify, first
+from scratchformers.heads import Classify, Keep, TokenClassify, first, published_labels
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu, padding_mask
 from scratchformers.ragged import unpadded
 from scratchformers.text import wordpiece
@@ -180,12 +180,6 @@ def write(config: BERTConfig) -> dict[str, Any]:
     return {"model_type": "bert", **sizes, **dropouts, "layer_norm_eps": config.eps, "hidden_act": "gelu"}
 
 
-def read_labels(named: Any) -> list[str]:
-    if not (isinstance(named, Mapping) and all(str(key).isdecimal() for key in named)):
-        raise ValueError(f"config.json says id2label {named!r}: expected a name for each number.")
-    return [str(named[key]) for key in sorted(named, key=int)]
-
-
 def build(model: BERT, published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The parts that a file has: those it lacks are None."""
     dim = model.config.dim
@@ -193,8 +187,7 @@ def build(model: BERT, published: Mapping[str, Any], tensors: Mapping[str, Tenso
         if f"{name}.weight" in tensors:
             setattr(model, part, nn.Linear(dim, size))
     if "classifier.weight" in tensors:
-        named = published.get("id2label") or {i: f"LABEL_{i}" for i in range(len(tensors["classifier.weight"]))}
-        labels = read_labels(named)
+        labels = published_labels(published.get("id2label"), len(tensors["classifier.weight"]))
         said = str(published.get("architectures") or "ForToken" * (model.pooler is None))
         kind = TokenClassify if "ForToken" in said else partial(Classify, pool=model.pool)
         rate = published.get("classifier_dropout")
