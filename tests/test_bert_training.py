@@ -612,7 +612,7 @@ def test_the_program_refuses_in_a_sentence(capsys, data, tmp_path):
     )
     assert "--column names a column" in refused(capsys, *arguments, "--column", "text=body")
     assert "write --column key=value" in refused(capsys, *arguments, "--column", "text")
-    assert "There is no setting 'truncate'" in refused(capsys, *arguments, "--truncate")
+    assert "--truncate is for labelled texts" in refused(capsys, *arguments, "--truncate")
     assert "There is no setting 'vocab'" in refused(capsys, *arguments, "--set", "vocab=100")
     assert not (tmp_path / "run").exists()
     assert language.SIMPLE in run(capsys, "train", "--help")[1]

@@ -384,3 +384,60 @@ def test_evaluated_in_python_too(folder, tmp_path):
     stream = len(WORDPIECE.encode(PROSE[0])) - 2
     assert shown == [2, -(-stream // 72)]
     assert evaluation.BATCH == 8
+
+
+# --- what a review found
+
+
+def test_every_line_keeps_its_vector_from_one_chunk_to_the_next(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchformers.tasks.CHUNK_TEXTS", 2)
+    lines = [f"the value is {i}" for i in range(5)]
+    code, out, _ = run(capsys, "embed", file_of(tmp_path / "a.txt", lines), "--model", folder / "vectors", "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert (code, [each["text"] for each in found]) == (0, lines)
+    encoder = sf.SentenceEncoder.from_pretrained(folder / "vectors")
+    for each in found:
+        np.testing.assert_allclose(each["embedding"], encoder(each["text"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["fill", "embed", "classify"])
+def test_a_file_that_is_not_there_or_is_a_table_is_no_text(capsys, folder, tmp_path, command):
+    model = {"fill": "masked", "embed": "vectors", "classify": "labels"}[command]
+    more = ["--json", "--model", folder / model]
+    assert "missing.txt does not exist" in refused(capsys, command, "missing.txt", *more)
+    table = file_of(tmp_path / "a.tsv", ["text\tlabel", "a\tb"])
+    assert "is a table" in refused(capsys, command, table, *more)
+
+
+def test_a_tokeniser_of_another_model_is_noticed(tmp_path):
+    """The one it was trained with is known by what it does; of a published model, too few ids are a sign."""
+    data = file_of(tmp_path / "a.txt", ["some words that are said again and again"] * 60)
+    given = ["--set", "steps=2", "--set", "dim=16", "--set", "length=16", "--set", "batch=2", "--set", "warmup=1"]
+    from scratchformers.cli import main
+
+    assert main(["train", "bert", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", *given]) == 0
+    model = tmp_path / "run" / "model"
+    sf.MaskFiller.from_pretrained(model)
+    other = characters([data.read_text(encoding="utf-8").replace("w", "v")], special=tuple(SPECIAL.values()))
+    (model / "tokenizer.json").write_bytes(other.files["tokenizer.json"])
+    with pytest.raises(ValueError, match="not the one this model was trained with"):
+        sf.MaskFiller.from_pretrained(model)
+    published(tmp_path / "larger", "MaskedLM", vocab_size=WORDPIECE.vocab + 200)
+    with pytest.raises(ValueError, match="they do not belong together"):
+        sf.MaskFiller.from_pretrained(tmp_path / "larger")
+
+
+def test_attention_of_a_model_without_a_head_is_drawn(capsys, folder, tmp_path):
+    code, _, _ = run(capsys, "inspect", "the value", "--model", folder / "vectors", "--out", tmp_path / "a.png")
+    assert code == 0
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_model_that_reads_cannot_complete(capsys, folder):
+    assert "reads texts and writes none" in refused(capsys, "complete", "the", "--model", folder / "masked")
+
+
+def test_what_was_cut_is_said(capsys, folder, tmp_path):
+    path = file_of(tmp_path / "a.txt", ["word " * 90, "short"])
+    more = ["--model", folder / "vectors", "--truncate", "--out", tmp_path / "a.npy"]
+    assert "1 text was too long, and cut" in run(capsys, "embed", path, *more)[2]

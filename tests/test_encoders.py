@@ -28,7 +28,7 @@ WORDPIECE = train_wordpiece([*PROSE[:12]], 300)
 
 def published(folder, kind, tokenizer=WORDPIECE, **changes):
     """A scrambled checkpoint of transformers in float32, with a tokeniser."""
-    theirs = bert_reference.scrambled(kind, vocab_size=tokenizer.vocab, **changes).float()
+    theirs = bert_reference.scrambled(kind, **{"vocab_size": tokenizer.vocab, **changes}).float()
     theirs.save_pretrained(folder)
     for name, content in tokenizer.files.items():
         (folder / name).write_bytes(content)
