@@ -1,6 +1,6 @@
 # make demo: train a tiny model and open demo/index.html.   make test: lint, types, layers, tests.
 # make ci: what is too slow for make test: the lessons as notebooks (make lessons) and a short benchmark.
-# make bench: speed beside transformers (BENCH=--quick: under five minutes).
+# make bench: speed beside transformers (BENCH=--quick: about eight minutes).
 # Each sets up its own environment in .venv. uv is used when it is installed, else pip.
 # Another torch (a GPU build, say): make TORCH=my-torch.txt demo, where the file holds one requirement line.
 

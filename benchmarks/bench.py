@@ -44,7 +44,7 @@ def measure(model, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    parser.add_argument("--quick", action="store_true", help="shorter work, no memory: under five minutes")
+    parser.add_argument("--quick", action="store_true", help="shorter work, no memory: about eight minutes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
     parser.add_argument("--only", nargs="*", help="rows, by name")
