@@ -104,8 +104,7 @@ def minutes(log):
 
 
 def replay(name, source, model, out):
-    """The first steps of the committed runs again, from the same weights. On the machine that made them they are equal;
-    elsewhere rounding differs, and grows."""
+    """The first steps of the committed runs again, from the same weights."""
     os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS="1")
     from scratchformers.training.request import Request
     from scratchformers.training.runs import open_run
@@ -122,10 +121,7 @@ def replay(name, source, model, out):
             )
             run, _ = open_run(request)
             losses = [record["loss"] for record, _ in zip((r for r in run if "loss" in r), range(REPLAYED))]
-        worst = max(abs(a - b) for a, b in zip(losses, expected))
-        print(f"{log.stem}: the first {REPLAYED} losses differ by at most {worst:.1e}")
-        if worst > 1e-3:
-            raise SystemExit(f"{log.stem}: {losses} instead of {expected}")
+        runs.compare(log.stem, losses, expected)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ def write_records(log, found):
     log.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8", newline="\n")
 
 
+def compare(name, losses, expected, *, bound=1e-3):
+    """The first losses of a run done again. On the machine that made them they are equal; elsewhere rounding differs,
+    and grows."""
+    worst = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    print(f"{name}: the first {len(losses)} losses differ by at most {worst:.1e}")
+    if worst > bound:
+        raise SystemExit(f"{name}: {losses} instead of {expected}")
+
+
 def where(device):
     """The commit, the machine and the versions."""
     return {
