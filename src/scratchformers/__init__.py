@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from scratchformers.heads import mean as mean
     from scratchformers.insight.record import record as record
     from scratchformers.models import load as load
+    from scratchformers.models import load_preprocess as load_preprocess
     from scratchformers.models import load_tokenizer as load_tokenizer
     from scratchformers.models.bert import BERT as BERT
     from scratchformers.models.bert import BERTConfig as BERTConfig
     from scratchformers.models.gpt2 import GPT2 as GPT2
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
+    from scratchformers.models.mae import MAE as MAE
+    from scratchformers.models.mae import MAEConfig as MAEConfig
+    from scratchformers.models.vit import ViT as ViT
+    from scratchformers.models.vit import ViTConfig as ViTConfig
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
     from scratchformers.tasks import Fill as Fill
@@ -41,14 +46,19 @@ _HOME = {
     "GPT2": "models.gpt2",
     "GPT2Config": "models.gpt2",
     "Label": "tasks",
+    "MAE": "models.mae",
+    "MAEConfig": "models.mae",
     "MaskFiller": "tasks",
     "SentenceEncoder": "tasks",
     "TextClassifier": "tasks",
     "TokenClassify": "heads",
+    "ViT": "models.vit",
+    "ViTConfig": "models.vit",
     "WordLabel": "tasks",
     "first": "heads",
     "generate": "generate",
     "load": "models",
+    "load_preprocess": "models",
     "load_tokenizer": "models",
     "mean": "heads",
     "record": "insight.record",

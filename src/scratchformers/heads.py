@@ -72,3 +72,9 @@ def published_labels(id2label: Any, count: int) -> list[str]:
     if not (isinstance(named, Mapping) and all(str(key).isdecimal() for key in named)):
         raise ValueError(f"config.json says id2label {named!r}: expected a name for each number.")
     return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def label_names(labels: Sequence[str]) -> dict[str, Any]:
+    """Labels as config.json names them, both ways; None where there are none."""
+    numbers = {label: i for i, label in enumerate(labels)}
+    return {"id2label": {str(i): label for label, i in numbers.items()} or None, "label2id": numbers or None}

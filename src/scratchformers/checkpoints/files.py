@@ -3,6 +3,7 @@
 Nothing read here can run code: safetensors holds no code, and pickles are opened with `weights_only`.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -25,8 +26,12 @@ GENERATION = "generation_config.json"
 INDEX = ".index.json"  # ends the name of a file that says which shard holds which tensor
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = tuple(name + ending for name in SINGLE for ending in ("", INDEX))  # the first that is there is read
-# Small files that travel with the weights as they are: what is needed to make text of ids again.
-ASSETS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt")
+# Small files that travel with the weights as they are: how ids and text, or pictures and pixels, become one another.
+PREPROCESSOR = "preprocessor_config.json"
+ASSETS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"),
+    PREPROCESSOR,
+)
 # A vocabulary and its merges under the names transformers reads, which we save, and under OpenAI's; then WordPiece's.
 VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",))
 OURS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
@@ -121,13 +126,17 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         mapped = MAPPED and zipfile.is_zipfile(path)  # the older format cannot be mapped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # plain data: what a training was begun with
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:  # torch's own sentence proposes to run what is in the file
         raise ValueError(f"{path} was refused: it holds more than plain tensors, or is no weights file.") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise any
         raise ValueError(f"{path} is truncated or corrupted ({_first_line(error)}): fetch it again.") from None
+    for name in ("model", "state_dict"):  # what a training keeps beside its weights is left
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds something other than named tensors: expected a state dict.")
     return dict(content)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from scratchformers import grid
 from scratchformers.checkpoints import files, hub, tables
 
 
@@ -29,6 +30,8 @@ class Config:
                 raise ValueError(f"{field.name} is {value!r}: expected a positive integer.")
             if field.name == "eps" and not (isinstance(value, float) and 0 < value < 1):
                 raise ValueError(f"eps is {value!r}: expected 0 < eps < 1.")
+            if field.name == "image":
+                object.__setattr__(self, "image", grid.checked(value, getattr(self, "patch")))  # noqa: B009
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
 
@@ -162,7 +165,9 @@ class Pretrained(nn.Module):
         self.config = config
         self.generation = Generation()
         self.published: dict[str, Any] = {}  # the config.json it came with: what we do not read is saved as it was
-        self.assets: dict[str, bytes] = {}  # its tokeniser's files, by name
+        self.assets: dict[str, bytes] = {}  # the files of its tokeniser, or of how pictures are prepared, by name
+        self.layout = ""  # the model_type of the layout it came in
+        self.read_as = config  # its config as it came in: what has changed since is saved as it is now
 
     @classmethod
     def from_preset(cls, name: str) -> Self:
@@ -190,7 +195,8 @@ class Pretrained(nn.Module):
 
         source: a folder, a file, or a hub id (`name` or `owner/name`), of which `revision` is a branch, tag or commit;
         with `local_files_only` nothing is asked of the hub.
-        config: a config or a preset's name. Needed where the source has no config.json; must agree with it elsewhere.
+        config: a config or a preset's name. Needed where the source has no config.json and its tensors do not tell all;
+        must agree with them elsewhere. Only `image` may differ, for a model that can `resize`: its positions do.
         Raises ValueError or OSError (FileNotFoundError, ...) with one sentence if anything does not fit.
         """
         source = hub.find(source, revision=revision, local_files_only=local_files_only)
@@ -202,34 +208,45 @@ class Pretrained(nn.Module):
                 f"config= is a {type(config).__name__}: {cls.__name__} takes a {cls.config_class.__name__}."
             )
         tensors = files.read_tensors(weights)
-        layout = cls._layout(published, tensors, source)
-        config = _agreed(config, layout.read(published) if published else None, source, cls.config_class)
+        layout = cls._layout(published, tensors, weights)
+        bare, known = layout.bare(tensors), layout.names.get(weights.stem)
+        found = layout.read(published) if published else known
+        wanted, config = _agreed(config, found, layout.infer(bare), source, cls)
         with torch.device("meta"), _Uninitialised():
             model = cls(config)
-            layout.build(model, published, layout.bare(tensors))
+            layout.build(model, published, bare)
         shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
         try:
-            state = tables.load(layout, tensors, shapes)
+            state = tables.load(layout, tensors, shapes, config)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from None
         model.load_state_dict({name: value.to(device, dtype) for name, value in state.items()}, assign=True)
+        if wanted is not None and wanted != getattr(config, "image", None):
+            model.resize(wanted)  # pyrefly: ignore (where it may differ, the model has it)
         if source.is_dir():
             model.assets = files.read_assets(source)
             has_own = (source / files.GENERATION).is_file()
             said = files.read_json(source / files.GENERATION) if has_own else _decoding_fields(published, DECODING)
             model.generation = Generation.read(said)
-        model.published = published
+        model.published, model.layout = published, layout.model_type
         return model.eval()
 
     @classmethod
-    def _layout(cls, published: Mapping[str, Any], keys: Mapping[str, Any], source: Path) -> tables.Layout:
-        found = [layout for layout in cls.layouts if layout.matches(published or None, keys)]
+    def _layout(cls, published: Mapping[str, Any], keys: Mapping[str, Any], weights: Path) -> tables.Layout:
+        named = [] if published else [layout for layout in cls.layouts if weights.stem in layout.names]
+        found = named or [layout for layout in cls.layouts if layout.matches(published or None, keys)]
         if len(found) == 1:
             return found[0]
         known = ", ".join(sorted({layout.model_type for layout in cls.layouts}))
         said = published.get("model_type")
         what = f"says model_type {said!r}" if said else "is not recognised by its tensors"
-        raise ValueError(f"{source} {what}: {cls.__name__} reads {known}.")
+        raise ValueError(f"{weights} {what}: {cls.__name__} reads {known}.")
+
+    def saved_as(self) -> tables.Layout:
+        """The layout it came in, where a folder said so and it can still express the model, else the first that can."""
+        able = [layout for layout in self.layouts if layout.holds(self.config) and not layout.asked]
+        came_in = [layout for layout in able if self.published and layout.model_type == self.layout]
+        return (came_in or able)[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json, model.safetensors and the tokeniser's files in the published layout.
@@ -238,16 +255,19 @@ class Pretrained(nn.Module):
         folder the model was loaded from is safe. A compiled model, or block, is saved under its own names.
         """
         folder = Path(folder)
-        came_in = [layout for layout in self.layouts if layout.model_type == self.published.get("model_type")]
-        layout = (came_in or self.layouts)[0]
+        layout = self.saved_as()
         generation = self.generation.write()
         said = layout.describe(self)
-        config = {**layout.write(self.config), **self.published, **_decoding_fields(generation, TOKENS), **said}
+        published = self.published if self.layout in ("", layout.model_type) else {}
+        came, now = layout.write(self.read_as), layout.write(self.config)
+        changed = {name: value for name, value in now.items() if came[name] != value}
+        config = {**now, **published, **changed, **_decoding_fields(generation, TOKENS), **said}
         config = {name: value for name, value in config.items() if not (name in said and value is None)}
         state = self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in config}
-        tensors = tables.save(layout, {name.replace("_orig_mod.", ""): value for name, value in state.items()})
+        bare = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+        tensors = tables.save(layout, bare, self.config)
         documents = {**self.assets, "config.json": files.to_json(config)}
         if hasattr(self, "start"):  # a model that writes
             documents[files.GENERATION] = files.to_json(generation)
@@ -281,18 +301,32 @@ def _decoding_fields(published: Mapping[str, Any], names: Iterable[str]) -> dict
     return {name: published[name] for name in theirs if name in published}
 
 
-def _agreed(given: Any, found: Any, source: Path, kind: type[Config]) -> Config:
+def _agreed(given: Any, found: Any, told: Mapping[str, Any], source: Path, cls: type[Pretrained]) -> tuple[Any, Any]:
+    """The `image` wanted, if one is, and the config of the file. `told` is what its tensors tell."""
+    free = {*told, "dropout"} if told else set()
+    fields = dataclasses.fields(cls.config_class)
+    names = [field.name for field in fields if field.default is not None and field.name not in free]
     if found is None and given is None:
-        names = ", ".join(field.name for field in dataclasses.fields(kind) if field.default is not None)
-        raise ValueError(f"{source} has no config.json, and its tensors do not tell all of {names}: pass config=.")
-    if given is None:
-        return found
+        raise ValueError(
+            f"{source} has no config.json, and its tensors do not tell all of {', '.join(names)}: pass config=."
+        )
     if found is None:
-        return given
-    a, b = spelt_out(given), spelt_out(found)
-    if differs := [f"{name} is {b[name]} in the file and {a[name]} in config=" for name in a if a[name] != b[name]]:
-        raise ValueError(f"{source}: {'; '.join(differs)}. Leave config= out to take the file's.")
-    return given
+        found = dataclasses.replace(given, **told)
+    else:  # a head that config.json counts classes for may be absent
+        found = dataclasses.replace(found, **{name: value for name, value in told.items() if value is None})
+        _compare(spelt_out(dataclasses.replace(found, **told)), spelt_out(found), "its tensors", source, ())
+    if given is None:
+        return None, found
+    sized = hasattr(cls, "resize")
+    _compare(spelt_out(given), spelt_out(found), "config=", source, ("image",) if sized else ())
+    return (given.image, dataclasses.replace(given, image=found.image)) if sized else (None, given)
+
+
+def _compare(a: Mapping[str, Any], b: Mapping[str, Any], where: str, source: Path, free: tuple[str, ...]) -> None:
+    differs = [f"{n} is {b[n]} in the file and {a[n]} in {where}" for n in a if a[n] != b[n] and n not in free]
+    if differs:
+        rest = "Leave config= out to take the file's." if where == "config=" else "The file is damaged."
+        raise ValueError(f"{source}: {'; '.join(differs)}. {rest}")
 
 
 def spelt_out(config: Config) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""One page per model; here, the list of them, and `load` and `load_tokenizer`, which ask each page's layouts."""
+"""One page per model; here, the list of them, and `load`, `load_tokenizer` and `load_preprocess`, which ask each
+page's layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,15 @@ import torch
 
 from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import Config, Pretrained, read_config
+from scratchformers.checkpoints.tables import Layout
+from scratchformers.images import Preprocess
 from scratchformers.models.bert import BERT
 from scratchformers.models.gpt2 import GPT2
+from scratchformers.models.mae import MAE
+from scratchformers.models.vit import ViT
 from scratchformers.text import TextTokenizer, read_tokenizer
 
-CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT)
+CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT, ViT, MAE)
 
 
 def load(
@@ -33,13 +38,22 @@ def _class(source: Path, config: Config | str | None) -> type[Pretrained]:
         return named
     weights, published = files.find_weights(source), read_config(source)
     said = published.get("model_type")
+    named = [kind for kind in CLASSES if _layouts(kind, lambda one: weights.stem in one.names)]
+    if named and not published:
+        return named[0]
     keys = {} if said else files.read_tensors(weights)
-    found = [kind for kind in CLASSES if any(layout.matches(published or None, keys) for layout in kind.layouts)]
+    found = [
+        kind for kind in CLASSES if _layouts(kind, lambda one: not one.asked and one.matches(published or None, keys))
+    ]
     if len(found) == 1:
         return found[0]
     known = ", ".join(sorted({layout.model_type for kind in CLASSES for layout in kind.layouts}))
     what = f"says model_type {said!r}" if said else "is not recognised by its tensors"
     raise ValueError(f"{source} {what}: expected one of {known}, or pass config= to say which model it is.")
+
+
+def _layouts(kind: type[Pretrained], suits: Callable[[Layout], bool]) -> list[Layout]:
+    return [layout for layout in kind.layouts if suits(layout)]
 
 
 def _named_by(config: Config | str | None) -> type[Pretrained] | None:
@@ -78,3 +92,25 @@ def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenize
         known = ", ".join(layout.model_type for layout in layouts)
         raise ValueError(f"{folder} says model_type {said!r}: its {names[0]} is read for {known} only.")
     return found[0]
+
+
+def load_preprocess(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Preprocess:
+    """How a checkpoint's pictures are prepared: from a PIL image to a float tensor (channels, height, width).
+
+    As preprocessor_config.json says, or timm's config.json; else as is published for such files; where that differs
+    from model to model, a ValueError.
+    """
+    source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
+    folder = source if source.is_dir() else source.parent
+    said = folder / files.PREPROCESSOR
+    if source.is_dir() and said.is_file():
+        return Preprocess.read(files.read_json(said))
+    model = load(source)
+    (layout,) = _layouts(type(model), lambda one: one.model_type == model.layout)
+    found = layout.preprocess(model.published, model.config, source.stem)
+    if found is None:
+        raise ValueError(
+            f"{source} does not say how pictures are prepared: put its {files.PREPROCESSOR} beside it, or make an "
+            "images.Preprocess yourself."
+        )
+    return found

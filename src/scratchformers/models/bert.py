@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scratchformers.cache import begin
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import Layout, Row
-from scratchformers.heads import Classify, Keep, TokenClassify, first, published_labels
+from scratchformers.heads import Classify, Keep, TokenClassify, first, label_names, published_labels
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu, padding_mask
 from scratchformers.ragged import unpadded
 from scratchformers.text import wordpiece
@@ -207,13 +207,12 @@ WITH_NEXT_SENTENCE = {"BertModel": "BertForNextSentencePrediction", "BertForMask
 
 def describe(model: BERT) -> dict[str, Any]:
     """What config.json says of the parts. ValueError for a head that transformers' BERT does not have."""
-    kind, labels = KINDS.get(type(model.head)), getattr(model.head, "labels", ())
+    kind = KINDS.get(type(model.head))
     own = model.pool if model.pooler is not None else None  # how the published layout makes one vector of a text
     if kind is None or (isinstance(model.head, Classify) and model.head.pool != own):
         raise ValueError("The published layout has no such head: expected Classify with pool=model.pool, and a pooler.")
     kind = kind if model.next_sentence is None else WITH_NEXT_SENTENCE.get(kind, kind)
-    names = {"id2label": {str(i): label for i, label in enumerate(labels)} or None}
-    names |= {"label2id": {label: i for i, label in enumerate(labels)} or None}
+    names = label_names(getattr(model.head, "labels", ()))
     rate = getattr(getattr(model.head, "dropout", None), "p", model.config.dropout)
     return {"architectures": [kind], **names, "classifier_dropout": None if rate == model.config.dropout else rate}
 

@@ -40,16 +40,12 @@ def copied(source: str | Path, settings: Any, fields: Mapping[str, Any]) -> Pret
 
 def _set_dropout(model: Pretrained, rate: float) -> None:
     """Everywhere, and in what config.json will say."""
-    config = dataclasses.replace(model.config, dropout=rate)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
         elif isinstance(getattr(module, "dropout", None), int | float):
             setattr(module, "dropout", rate)  # noqa: B010 (torch declares that what is set are modules)
-    layout = next(one for one in model.layouts if one.model_type == model.published.get("model_type", one.model_type))
-    before, after = layout.write(model.config), layout.write(config)
-    model.published = model.published | {name: value for name, value in after.items() if before[name] != value}
-    model.config = config
+    model.config = dataclasses.replace(model.config, dropout=rate)
 
 
 def tokenizer_of(source: str | Path | None, asked: str | None) -> TextTokenizer:
