@@ -69,6 +69,14 @@ class Sampler:
             self.seen += 1
         return taken
 
+    def peek(self, count: int) -> list[tuple[int, int]]:
+        """What `take` will give next, without moving on."""
+        state, order = self.state(), self._order
+        coming = self.take(count)
+        self.restore(state)
+        self._order = order  # not drawn again, where the epoch ended between
+        return coming
+
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "seen": self.seen}
 

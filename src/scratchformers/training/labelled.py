@@ -54,13 +54,13 @@ def read_labelled(path: Path, columns: Mapping[str, str]) -> list[Example]:
     names = {**COLUMNS, **columns}
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"There is no column for {', '.join(unknown)}: expected text, label or pair.")
-    found = [_example(path, line, row, names, "pair" in columns) for line, row in _rows(path)]
+    found = [_example(path, line, row, names, "pair" in columns) for line, row in read_rows(path)]
     if not found:
         raise ValueError(f"{path} holds no examples: expected a line with the names of the columns, then one for each.")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each with the number of its line, the last of several."""
     if path.suffix == ".jsonl":
         yield from ((int(where.rpartition(" ")[2]), row) for where, row in read_json_lines(path))

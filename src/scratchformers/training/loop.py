@@ -1,24 +1,32 @@
 """The loop: it knows no model, only a task that gives batches and says what they cost."""
 
+import contextlib
 import math
+import re
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scratchformers.checkpoints.files import write_atomically
 from scratchformers.generate import evaluating
 from scratchformers.training import state
 from scratchformers.training.data import Sampler
 from scratchformers.training.log import Log, Record, draw
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Batch = dict[str, Tensor]
 STATE = {"best", "data", "scaler", "schedule"}  # of a run, beside its tensors and its step
+ENCODER, HEAD = "encoder", "head."  # all but the head, as a part that may be frozen; how the head's parameters begin
+BLOCK = re.compile(r"blocks\.(\d+)\.")  # how a block's parameters begin
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Settings:
     lr_end: float = 0.1
     warmup: int = 100
     weight_decay: float = 0.1  # of matrices only
+    layer_decay: float = 1.0  # each block learns at this share of the rate of the next one; 1: all at the same
+    ema: float = 0.0  # share of the weights' average that a step keeps (0.999); it is evaluated and saved. 0: none
     beta1: float = 0.9
     beta2: float = 0.99
     clip: float = 1.0  # largest norm of the gradient; 0 means no limit
@@ -41,20 +51,23 @@ class Settings:
     save_every: int = 200
     autocast: str = "off"  # off, bf16, fp16
     threads: int = 0  # 0 means every core, at most 8
+    workers: int = 0  # threads that read and decode examples; 0: as many as `threads`
 
     def __post_init__(self):
         least = {"steps": 1, "batch": 1, "eval_every": 1, "save_every": 1}
         for name, value in vars(self).items():
             if not isinstance(value, str) and not least.get(name, 0) <= value < math.inf:
                 raise ValueError(f"{name} is {value}: expected at least {least.get(name, 0)}.")
-        for name, limit in (("seed", 2**63), ("threads", 257)):
+        for name, limit in (("seed", 2**63), ("threads", 257), ("workers", 257)):
             if getattr(self, name) >= limit:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than {limit}.")
         if self.autocast not in ("off", "bf16", "fp16"):
             raise ValueError(f"autocast is {self.autocast!r}: expected off, bf16 or fp16.")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than 1.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}: expected more than 0, and at most 1.")
 
 
 class Task(ABC):
@@ -71,6 +84,10 @@ class Task(ABC):
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
         """The examples (epoch, row) of one micro-batch."""
 
+    def expect(self, examples: list[tuple[int, int]]) -> None:
+        """The examples of the next step, told before this one is computed, for what is slow to read."""
+        return
+
     @abstractmethod
     def targets(self, batch: Batch) -> int:
         """How many targets the loss of this batch sums over."""
@@ -85,6 +102,10 @@ class Task(ABC):
     @abstractmethod
     def sample(self, model: Any) -> str:
         """Something to look at."""
+
+    def draw(self, model: Any) -> "Figure | None":
+        """A picture to look at, if there is one."""
+        return None
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """Of a validation batch the loss, and what else there is to count, summed over the targets."""
@@ -103,14 +124,113 @@ def learning_rate(step: int, settings: Settings) -> float:
     return settings.lr * (settings.lr_end + (1 - settings.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """By what the learning rate of each parameter is multiplied (Clark et al. 2020, in the numbering of BEiT and MAE):
+    decay**(n + 1 - layer), where layer is 0 for what stands before the n blocks, i + 1 for block i, and n + 1 for what
+    follows them, the head last. ValueError for a model whose blocks are not in `blocks`."""
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [None if (found := BLOCK.match(name)) is None else int(found[1]) for name in names]
+    depth = 1 + max((block for block in blocks if block is not None), default=-1)
+    if decay != 1 and not depth:
+        raise ValueError(f"layer_decay is {decay}: expected 1 for a {type(model).__name__}, which has no `blocks`.")
+    last, passed, factors = depth + 1, False, {}
+    for name, block in zip(names, blocks):
+        passed = passed or block is not None
+        outer = last if passed or name.startswith(HEAD) else 0
+        factors[name] = decay ** (last - (outer if block is None else block + 1))
+    return factors
+
+
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; weights that multiply decay, biases and norms do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW; weights that multiply decay, biases and norms do not. The rate of a group is the schedule's times its
+    `factor`."""
+    factors, groups = layer_factors(model, settings.layer_decay), []
+    learning = [(factors[name], p) for name, p in model.named_parameters() if p.requires_grad]
+    for factor in sorted({factor for factor, _ in learning}):
+        some = [parameter for own, parameter in learning if own == factor]
+        groups += [
+            {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, "factor": factor},
+            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "factor": factor},
+        ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Parameters of these parts learn no more; says how many do. A part is the beginning of a parameter's name, up to a
+    dot, or `encoder`, where nothing begins so: all but the head. ValueError, naming the parts there are, for a part
+    that there is not, and if nothing were left to learn."""
+    if not parts:
+        return []
+    names = [name for name, _ in model.named_parameters()]
+    frozen = set()
+    for part in parts:
+        found = [name for name in names if f"{name}.".startswith(f"{part}.")]
+        if part == ENCODER and not found:
+            found = [name for name in names if not name.startswith(HEAD)]
+        if not found:
+            known = _parts([*(ENCODER for name in names if name.startswith(HEAD)), *names])
+            raise ValueError(f"--freeze {part!r} names nothing in this {type(model).__name__}: expected {known}.")
+        frozen.update(found)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in frozen}
+    if not learning:
+        raise ValueError(f"--freeze {' '.join(parts)} leaves nothing to learn: leave out some of {_parts(names)}.")
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    count = sum(parameter.numel() for parameter in learning.values())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return [f"{count:,} of {whole:,} parameters learn."]
+
+
+def _parts(names: Iterable[str]) -> str:
+    found = ((name, BLOCK.match(name)) for name in names)
+    return ", ".join(dict.fromkeys(name.partition(".")[0] if block is None else block[0][:-1] for name, block in found))
+
+
+def at_rest(model: nn.Module) -> list[nn.Module]:
+    """The modules that stay in evaluation mode (no dropout) while the others learn, so that what is kept is used as it
+    was learnt: those whose parameters are all frozen, and where only the head learns, everything else."""
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if all(name.startswith(HEAD) for name in learning):
+        return [module for path, module in model.named_modules() if not f"{path}.".startswith(HEAD)]
+    frozen = []
+    for module in model.modules():
+        own = [parameter.requires_grad for parameter in module.parameters()]
+        frozen += [*module.modules()] if own and not any(own) else []
+    return frozen
+
+
+class Average:
+    """An exponential moving average of what moves in a model: its floating-point state, but for frozen parameters.
+    A step keeps `decay` of it, less at first (as much as of 10 + step values 1 + step are); 0 for no average at all."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        state = model.state_dict(keep_vars=True) if decay else {}
+        self.decay = decay
+        self._weights: dict[str, Tensor] = {
+            name: value
+            for name, value in state.items()
+            if value.is_floating_point() and (value.requires_grad or not isinstance(value, nn.Parameter))
+        }
+        self.values = {name: value.detach().clone() for name, value in self._weights.items()}
+
+    def update(self, step: int) -> None:
+        """After the optimiser's step `step`, counted from 1."""
+        if self.values:
+            weights = [value.detach() for value in self._weights.values()]
+            torch._foreach_lerp_([*self.values.values()], weights, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the average for its weights. Memory is exchanged, nothing is copied."""
+        plain = {name: value.data for name, value in self._weights.items()}
+        try:
+            for name, value in self.values.items():
+                self._weights[name].data = value
+            yield
+        finally:
+            for name, value in plain.items():
+                self._weights[name].data = value
 
 
 @torch.no_grad()
@@ -137,12 +257,17 @@ def _autocast(device: torch.device, name: str) -> torch.autocast:
 
 
 class Run:
-    """One training run in `folder`. Iterating it trains and yields the record of each step as it is logged."""
+    """One training run in `folder`. Iterating it trains and yields the record of each step as it is logged.
+
+    With `settings.ema` it is the average of the weights that is evaluated, looked at and saved as the run's model;
+    training goes on with the weights themselves.
+    """
 
     def __init__(self, task: Task, settings: Settings, folder: Path, *, resume: bool = False, title: str = ""):
         self.task, self.settings, self.folder, self.title = task, settings, folder, title
         self.device = next(task.model.parameters()).device
         self.optimizer = make_optimizer(task.model, settings)
+        self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler = Sampler(task.rows, seed=settings.seed)
         self.step, self.best = (
@@ -164,7 +289,7 @@ class Run:
         return f"{self.task.best} {value:.4f}"
 
     def _restore(self, rest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        state.restore(tensors, self.task.model, self.optimizer)
+        state.restore(tensors, self.task.model, self.optimizer, average=self.average.values)
         self.step, self.best = rest["step"], math.inf if rest["best"] is None else rest["best"]
         self.sampler.restore(rest["data"])
         self.scaler.load_state_dict(rest["scaler"])
@@ -176,7 +301,8 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "schedule": {"lr": learning_rate(self.step, self.settings)},
         }
-        state.save(self.folder / "checkpoints", self.step, self.task.model, self.optimizer, rest)
+        place, average = self.folder / "checkpoints", self.average.values
+        state.save(place, self.step, self.task.model, self.optimizer, rest, average=average)
 
     def __iter__(self) -> Iterator[Record]:
         log = Log(self.folder / "log.jsonl", after=self.step)
@@ -188,7 +314,8 @@ class Run:
                 yield record
                 done = self.finished
                 if done or self.step % self.settings.eval_every == 0:
-                    record = self._evaluate()
+                    with self.average.in_place():
+                        record = self._evaluate()
                     log.write(record)
                     self._draw(log.path)
                     yield record
@@ -202,11 +329,15 @@ class Run:
         """One step. The loss is the mean over all targets of the step, however it is cut into micro-batches."""
         began, settings, task = time.perf_counter(), self.settings, self.task
         task.model.train()
+        for module in self.at_rest:
+            module.training = False
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, settings)
+            group["lr"] = learning_rate(self.step, settings) * group["factor"]
         examples = self.sampler.take(settings.batch)
         size = settings.micro_batch or settings.batch
         batches = [task.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+        if not self.finished:
+            task.expect(self.sampler.peek(settings.batch))
         targets, loss = sum(map(task.targets, batches)), 0.0
         for batch in batches:
             with _autocast(self.device, settings.autocast):
@@ -221,12 +352,14 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.step)
         record = {"step": self.step, "loss": loss, "lr": learning_rate(self.step, settings), "targets": targets}
         record |= {"grad_norm": norm if math.isfinite(norm) else None, "seconds": round(time.perf_counter() - began, 4)}
         return record | ({"trivial_loss": task.trivial, **task.baselines} if self.step == 1 else {})
 
     def _evaluate(self) -> Record:
-        """Validation loss and a sample; the model is saved if it is the best so far, or the last and none was."""
+        """Validation loss, a sample and a picture; the model is saved if it is the best so far, or the last and none
+        was."""
         figures = evaluate(self.task, self.device, autocast=self.settings.autocast)
         figure = figures[self.task.best] if self.task.best == "loss" else 1 - figures[self.task.best]
         best = figure < self.best
@@ -234,6 +367,9 @@ class Run:
             self.best = figure
         if best or (self.finished and self.best == math.inf):
             self.task.model.save_pretrained(self.folder / "model")
+        if (drawn := self.task.draw(self.task.model)) is not None:
+            picture = self.folder / "pictures" / f"step-{self.step}.png"
+            write_atomically(picture, lambda file: drawn.savefig(file, format="png"))
         shown = {f"valid_{name}": value if math.isfinite(value) else None for name, value in figures.items()}
         return {"step": self.step, **shown, "best": best, "sample": self.task.sample(self.task.model)}
 

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from scratchformers.checkpoints.pretrained import Pretrained
+from scratchformers.grid import Size
 from scratchformers.models.bert import BERT
 from scratchformers.models.gpt2 import GPT2
+from scratchformers.models.mae import MAE
+from scratchformers.models.vit import ViT
 from scratchformers.training.labelled import LabelledSettings, prepare_texts, prepare_words
 from scratchformers.training.language import MaskedSettings, prepare_masked, prepare_next_token
 from scratchformers.training.loop import Settings, Task
 from scratchformers.training.request import Facts, Request
+from scratchformers.training.vision import ClassSettings, PaintSettings, prepare_classes, prepare_painting
 
 FINETUNE = "finetune"  # the preset that goes with a source
 
@@ -48,6 +52,36 @@ _BERT_LABELLED = {
     **{name: {**_LABELLED, "lr": 5e-4} for name in ("mini", "minilm")},
     **{name: {**_LABELLED, "lr": 1e-4} for name in ("small", "medium", "base", "large")},
 }
+_SIZES = [f"{size}-{patch}" for size in ("tiny", "small", "base", "large", "huge") for patch in (8, 14, 16, 32)]
+# DeiT's, for as long as its 300 epochs of ImageNet are (Touvron et al. 2021, table 9), on one machine.
+_PICTURES = {
+    "steps": 375000,
+    "batch": 1024,
+    "lr": 1e-3,
+    "warmup": 6250,
+    "weight_decay": 0.05,
+    "beta2": 0.999,
+    "crop": 0.08,
+}
+_PICTURES |= {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "erasing": 0.25,
+    "label_smoothing": 0.1,
+    "drop_path": 0.1,
+    "eval_every": 1250,
+}
+# He et al. 2022, table 8: 800 epochs, 1.5e-4 for 256 pictures a step.
+_PAINT = {
+    "steps": 250000,
+    "batch": 4096,
+    "lr": 2.4e-3,
+    "warmup": 12500,
+    "weight_decay": 0.05,
+    "beta2": 0.95,
+    "crop": 0.2,
+}
+_SMALL = {"batch": 64, "lr": 2e-3, "warmup": 40, "weight_decay": 0.05, "beta2": 0.98, "steps": 400, **OFTEN}
 RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(
         GPT2,
@@ -74,6 +108,20 @@ RECIPES: dict[str, Recipe] = {
         {"steps": 400, "batch": 16, "lr": 5e-5, "warmup": 40, "beta2": 0.98, "weight_decay": 0.01, **OFTEN},
         settings=MaskedSettings,
     ),
+    "vit": Recipe(
+        ViT,
+        prepare_classes,
+        {**dict.fromkeys(("tiny", "simple"), _SMALL), **dict.fromkeys(_SIZES, _PICTURES)},
+        {**_SMALL, "lr": 5e-4, "layer_decay": 0.75, "crop": 0.5, "label_smoothing": 0.1, "drop_path": 0.1},
+        settings=ClassSettings,
+    ),
+    "mae": Recipe(
+        MAE,
+        prepare_painting,
+        {**dict.fromkeys(("tiny", "simple"), _SMALL), **dict.fromkeys(("base", "large", "huge"), _PAINT)},
+        {**_SMALL, "lr": 5e-4, "beta2": 0.95},
+        settings=PaintSettings,
+    ),
     "bert classify": Recipe(BERT, prepare_texts, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
     "bert tokens": Recipe(BERT, prepare_words, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
 }
@@ -91,7 +139,11 @@ def recipe_of(name: str, task: str | None) -> Recipe:
 
 def configure(request: Request) -> tuple[Settings, dict[str, Any]]:
     """Settings and model fields: the preset's, with what the user gave on top. Of a source the fields are its own, and
-    only what the user gave is there, to be compared. ValueError for what is neither setting nor field."""
+    only what the user gave is there, to be compared. ValueError for what is neither setting nor field, and where parts
+    of a new model should not learn."""
+    if request.freeze and request.source is None:
+        what = f"--freeze {' '.join(request.freeze)} goes with --from"
+        raise ValueError(f"{what}: in a new model there is nothing learnt to keep.")
     recipe, given = recipe_of(request.recipe, request.task), parse(request)
     preset, settings = recipe.preset(request), {field.name for field in dataclasses.fields(recipe.settings)}
     if request.source is None:
@@ -99,7 +151,7 @@ def configure(request: Request) -> tuple[Settings, dict[str, Any]]:
         shared = dict(recipe.presets[preset])
         fields |= {key: shared.pop(key) for key in [*shared] if key in fields}
         fields |= {key: value for key, value in given.items() if key in fields}
-        shared["length"] = fields["length"]
+        shared |= {"length": fields["length"]} if "length" in fields else {}
     else:
         fields, shared = {key: value for key, value in given.items() if key not in settings}, dict(recipe.finetune)
     return recipe.settings(**(shared | {key: value for key, value in given.items() if key in settings})), fields
@@ -109,8 +161,11 @@ def parse(request: Request) -> dict[str, Any]:
     """What the user wrote as `--set`, as numbers, and as truth where a setting is on or off."""
     recipe = recipe_of(request.recipe, request.task)
     fields = (*dataclasses.fields(recipe.settings), *dataclasses.fields(recipe.model.config_class))
-    kinds: dict[str, Any] = {field.name: field.type for field in fields if field.name != "vocab"}  # the tokeniser's
-    kinds = {key: int if kind == int | None else _truth if kind is bool else kind for key, kind in kinds.items()}
+    kinds: dict[str, Any] = {
+        field.name: field.type for field in fields if field.name not in ("vocab", "classes")
+    }  # the data's
+    readers = {int | None: int, bool: _truth, Size: _size}
+    kinds = {key: readers.get(kind, kind) for key, kind in kinds.items()}
     parsed = {}
     for key, text in request.given.items():
         if key not in kinds:
@@ -118,9 +173,19 @@ def parse(request: Request) -> dict[str, Any]:
         try:
             parsed[key] = kinds[key](text)
         except ValueError:
-            kind = "whole number" if kinds[key] is int else "true or false" if kinds[key] is _truth else "number"
+            kind = {int: "whole number", _truth: "true or false", _size: "size, like 224 or 224x160"}.get(
+                kinds[key], "number"
+            )
             raise ValueError(f"{key}={text} is no {kind}.") from None
     return parsed
+
+
+def _size(text: str) -> int | list[int]:
+    """A side in pixels, or height x width."""
+    sides = [int(side) for side in text.split("x")]
+    if not 1 <= len(sides) <= 2:
+        raise ValueError
+    return sides[0] if len(sides) == 1 or sides[0] == sides[1] else sides
 
 
 def _truth(text: str) -> bool:

@@ -28,3 +28,4 @@ class Request:
     threads: int = 0
     task: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # of labelled data: what a column is to us, its name
+    freeze: tuple[str, ...] = ()  # parts of a source that do not learn, by the beginnings of their parameters' names

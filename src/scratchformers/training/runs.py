@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from scratchformers import __version__
 from scratchformers.checkpoints import files
 from scratchformers.training.documents import HUB, hub_parts
-from scratchformers.training.loop import Run
+from scratchformers.training.loop import Run, Settings, freeze
 from scratchformers.training.recipes import configure, parse, recipe_of
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Request
 
 PATHS = ("data", "valid", "tokenizer", "source")  # of a request
+ADDED = ("ema", "layer_decay", "workers")  # settings that older runs lack; their defaults are what those runs did
 
 
 def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]:
@@ -36,6 +37,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
     task, data, said = recipe.prepare(request, settings, fields)
+    said = [*said, *freeze(task.model, request.freeze)]
     facts = {
         "recipe": request.recipe,
         "task": request.task,
@@ -43,6 +45,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
         "paths": {name: _absolute(getattr(request, name)) for name in PATHS},
         "vocab": request.vocab,
         "columns": dict(request.columns),
+        "freeze": _parts(request.freeze),
         **data,
         "settings": dataclasses.asdict(settings),
         "model": dataclasses.asdict(task.model.config),
@@ -58,6 +61,11 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     if saved is None:
         files.write_json(request.out / "config.json", facts)
     return run, said + (_notes(run, saved, facts) if resume else [])
+
+
+def _parts(freeze: Iterable[str]) -> list[str]:
+    """In whatever order they were named."""
+    return sorted(set(freeze))
 
 
 def _absolute(path: Path | str | None) -> str | None:
@@ -94,32 +102,34 @@ def _saved(folder: Path, *, resume: bool) -> dict[str, Any] | None:
             raise ValueError(
                 f"{folder} holds another run: choose another --out, pass --resume to go on with it, or delete it."
             )
-        _check_facts(saved, path)
-        return saved
+        return _checked(saved, path)
     if folder.is_dir() and any(not (p.name.startswith(".") and p.name.endswith(".tmp")) for p in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run: choose another --out.")
     return None
 
 
-def _check_facts(saved: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError unless this version could have written them."""
+def _checked(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The facts, with what older runs lack. Raises ValueError unless this version could have written them."""
     try:
+        added = {name: getattr(Settings, name) for name in ADDED}
+        saved = {"freeze": [], **saved, "settings": {**added, **saved["settings"]}}
         recipe = recipe_of(saved["recipe"], saved["task"])
         settings = {field.name for field in dataclasses.fields(recipe.settings)}
         fields = {field.name for field in dataclasses.fields(recipe.model.config_class)}
         there = {"preset", "paths", "vocab", "columns", "device", "versions"} <= saved.keys()
-        there = there and saved["paths"].keys() == set(PATHS)
+        there = there and saved["paths"].keys() == set(PATHS) and saved["freeze"] == _parts(saved["freeze"])
         whole = there and saved["settings"].keys() == settings and saved["model"].keys() == fields
     except (KeyError, TypeError, AttributeError, ValueError):
         whole = False
     if not whole:
         raise ValueError(f"{path} is damaged, or of another version of this program: it cannot be resumed.")
+    return saved
 
 
 def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
     """The request with what was left out taken from the run. Raises ValueError where both say something else."""
     asked = {name: getattr(request, name) for name in ("recipe", "task", "preset", "vocab")}
-    asked["columns"] = dict(request.columns) or None
+    asked |= {"columns": dict(request.columns) or None, "freeze": _parts(request.freeze) or None}
     differs = [
         f"{name} {saved[name]}, not {value}" for name, value in asked.items() if value not in (None, saved[name])
     ]
@@ -135,7 +145,7 @@ def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
         )
     paths = {name: getattr(request, name) or saved["paths"][name] for name in PATHS}
     kept = {name: saved[name] for name in ("task", "preset", "vocab", "columns")}
-    return dataclasses.replace(request, **kept, **paths)
+    return dataclasses.replace(request, **kept, **paths, freeze=tuple(saved["freeze"]))
 
 
 def _same_data(data: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,36 @@ from scratchformers.text import TextTokenizer
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE
 
 
-def copied(source: str | Path, settings: Any, fields: Mapping[str, Any]) -> Pretrained:
-    """The checkpoint's model, copied out of its file, with all that is saved with it. Its sizes are its own; only its
-    dropout may be another."""
-    found = load(source)
+def copied(
+    source: str | Path, settings: Any, fields: Mapping[str, Any], *, kind: type[Pretrained] | None = None
+) -> Pretrained:
+    """The checkpoint's model, or what of it a `kind` reads, copied out of its file, with all that is saved with it. Its
+    sizes are its own; only dropout, and of a model of pictures `image` and the way to pool, may be others."""
+    found = load(source) if kind is None else kind.from_pretrained(source)
     own = dataclasses.asdict(found.config)
     if unknown := sorted(set(fields) - set(own)):
         raise ValueError(f"{source} holds a {type(found).__name__}, which has no {', '.join(unknown)}.")
-    differs = [f"{k} {own[k]}, not {v}" for k, v in fields.items() if k not in ("dropout", "vocab") and own[k] != v]
+    free = {"dropout", "vocab", "classes", *(("image", "pool") if hasattr(found, "resize") else ())}
+    differs = [f"{k} {own[k]}, not {v}" for k, v in fields.items() if k not in free and own[k] != v]
+    if "mean" in {own.get("pool"), fields.get("pool")} and own.get("pool") != fields.get("pool", own.get("pool")):
+        differs.append(f"pool {own['pool']}, not {fields['pool']}, which has another number of tokens")
     if differs:
         raise ValueError(
             f"{source} has {'; '.join(differs)}: leave that setting out, or train from scratch, without --from."
         )
-    if settings.length > own["length"]:
+    if settings.length > own.get("length", math.inf):
         raise ValueError(f"length is {settings.length}: expected at most the {own['length']} positions of {source}.")
     torch.manual_seed(settings.seed)
-    model = copy.deepcopy(found)
+    model: Any = copy.deepcopy(found)
     for parameter in model.parameters():  # row by row, as a new model's
         parameter.data = parameter.data.contiguous()
-    if (rate := fields.get("dropout", own["dropout"])) != own["dropout"]:
+    if (rate := fields.get("dropout", own.get("dropout"))) != own.get("dropout"):
         _set_dropout(model, rate)
+    image = fields.get("image")
+    if image is not None and (tuple(image) if isinstance(image, list) else image) != own["image"]:
+        model.resize(image)
+    if (pool := fields.get("pool", own.get("pool"))) != own.get("pool"):
+        model.config = dataclasses.replace(model.config, pool=pool)
     return model
 
 
