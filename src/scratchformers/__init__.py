@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
     from scratchformers.tasks import Fill as Fill
+    from scratchformers.tasks import ImageClassifier as ImageClassifier
     from scratchformers.tasks import Label as Label
     from scratchformers.tasks import MaskFiller as MaskFiller
+    from scratchformers.tasks import Reconstruction as Reconstruction
+    from scratchformers.tasks import Reconstructor as Reconstructor
     from scratchformers.tasks import SentenceEncoder as SentenceEncoder
     from scratchformers.tasks import TextClassifier as TextClassifier
     from scratchformers.tasks import WordLabel as WordLabel
@@ -45,10 +48,13 @@ _HOME = {
     "Fill": "tasks",
     "GPT2": "models.gpt2",
     "GPT2Config": "models.gpt2",
+    "ImageClassifier": "tasks",
     "Label": "tasks",
     "MAE": "models.mae",
     "MAEConfig": "models.mae",
     "MaskFiller": "tasks",
+    "Reconstruction": "tasks",
+    "Reconstructor": "tasks",
     "SentenceEncoder": "tasks",
     "TextClassifier": "tasks",
     "TokenClassify": "heads",

@@ -1,4 +1,4 @@
-"""What people ask a model for: text in, answers out. A list in gives a list out."""
+"""Text in, answers out."""
 
 import dataclasses
 import hashlib
@@ -283,11 +283,12 @@ class _Encoder:
     ) -> Self:
         """`options` are those of `load`. Model and tokeniser come from one commit, whatever happens to a branch."""
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
-        return cls._open(folder, options)
+        return cls.of(models.load(folder, **options), folder)
 
     @classmethod
-    def _open(cls, folder: Path, options: dict[str, Any]) -> Self:
-        model, tokenizer = models.load(folder, **options), models.load_tokenizer(folder)
+    def of(cls, model: Any, folder: Path) -> Self:
+        """With the tokeniser that lies in the model's folder."""
+        tokenizer = models.load_tokenizer(folder)
         check_belongs(tokenizer, model)
         return cls(model, tokenizer)
 
@@ -377,7 +378,7 @@ class SentenceEncoder(_Encoder):
     ) -> Self:
         """`pool` and `normalize` replace what the checkpoint says. ValueError for a step that is not written here."""
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
-        made = cls._open(folder, options)
+        made = cls.of(models.load(folder, **options), folder)
         said = read_pooling(folder if folder.is_dir() else folder.parent, pool, normalize)
         known = {"mean": mean, "first": first, "pooler": made.model.pool}
         if said.pool not in known:
@@ -503,6 +504,21 @@ def _pool(path: Path) -> Any:
     return POOLS[wanted[0]]
 
 
+def shares_of(scores: Tensor, model: Any) -> Tensor:
+    """Scores (b, classes) as shares, as transformers has it: several labels may be true at once, each by itself, where
+    the checkpoint says so; in a regression a label is a quantity, and its score that itself."""
+    problem = model.published.get("problem_type")
+    if problem == "regression":
+        return scores
+    alone = problem == "multi_label_classification" or len(model.head.labels) == 1
+    return scores.sigmoid() if alone else scores.softmax(-1)
+
+
+def most_probable(shares: Tensor, model: Any, top: int | None) -> list[Label]:
+    order = shares.argsort(descending=True, stable=True)[:top].tolist()
+    return [Label(model.head.labels[i], float(shares[i])) for i in order]
+
+
 class TextClassifier(_Encoder):
     """Labels of a text, or of each of its words, as the checkpoint's head has learnt them."""
 
@@ -511,10 +527,6 @@ class TextClassifier(_Encoder):
         if not hasattr(model.head, "labels"):
             raise ValueError("This checkpoint has no labels: train it with --task classify, or choose one that has.")
         self.words = isinstance(model.head, TokenClassify)
-        # As transformers has it: several labels may be true at once, each by itself, where the checkpoint says so.
-        problem = "" if self.words else model.published.get("problem_type")
-        self.alone = problem == "multi_label_classification" or (len(model.head.labels) == 1 and not self.words)
-        self.plain = problem == "regression"  # a label is a quantity, and its score that itself
 
     def __call__(
         self, text: Text | Sequence[Text], *, top: int | None = None, truncate: bool = False
@@ -537,14 +549,10 @@ class TextClassifier(_Encoder):
             some, order = order[:count], order[count:]
             with evaluating(self.model):
                 scores = self.model(**self._given([rows[i] for i in some])).float()
-            shares = scores if self.plain else scores.sigmoid() if self.alone else scores.softmax(-1)
+            shares = scores.softmax(-1) if self.words else shares_of(scores, self.model)
             for i, each in zip(some, shares):
-                answers[i] = self._tagged(words[i][1], each) if self.words else self._labels(each, top)
+                answers[i] = self._tagged(words[i][1], each) if self.words else most_probable(each, self.model, top)
         return answers
-
-    def _labels(self, shares: Tensor, top: int | None) -> list[Label]:
-        order = shares.argsort(descending=True, stable=True)[:top].tolist()
-        return [Label(self.model.head.labels[i], float(shares[i])) for i in order]
 
     def _words(self, text: Text, truncate: bool) -> tuple[tuple[list[int], list[int]], list[tuple[str, int]]]:
         """Ids and segments of a text read word by word, as in training; and the words, which are what stands between
