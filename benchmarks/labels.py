@@ -70,7 +70,7 @@ def measure(name, source, model, seeds, out):
                           for part in ("dev", "test") if (parts / f"{part}.tsv").is_file()}  # fmt: skip
                 log = [{k: v for k, v in record.items() if k != "sample"} for record in runs.records(run / "log.jsonl")]
                 best = max(record["valid_accuracy"] for record in log if "valid_accuracy" in record)
-                scores |= {"validation": best, "minutes of training": minutes(log)}
+                scores |= {"validation": best, "minutes of training": runs.minutes(log)}
                 found.setdefault(kind, {})[seed] = scores
                 name_of_log = f"seed-{seed}.jsonl" if kind == "fine-tuned" else f"random-{seed}.jsonl"
                 runs.write_records(out / name_of_log, log)
@@ -95,12 +95,6 @@ def measure(name, source, model, seeds, out):
     levels = {"knowing nothing": log[0]["trivial_loss"]}
     runs.draw(out, lines=levels, title=title, unit="label", limits=(0, 1.3 * levels["knowing nothing"]))
     print(means)
-
-
-def minutes(log):
-    """By the median step, for these machines are shared."""
-    seconds = [record["seconds"] for record in log if "seconds" in record]
-    return round(statistics.median(seconds) * len(seconds) / 60, 1)
 
 
 def replay(name, source, model, out):

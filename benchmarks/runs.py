@@ -44,6 +44,12 @@ def write_records(log, found):
     log.write_text("".join(json.dumps(record) + "\n" for record in found), encoding="utf-8", newline="\n")
 
 
+def minutes(log):
+    """Of training, by the median step, for these machines are shared."""
+    seconds = [record["seconds"] for record in log if "seconds" in record]
+    return round(statistics.median(seconds) * len(seconds) / 60, 1)
+
+
 def compare(name, losses, expected, *, bound=1e-3):
     """The first losses of a run done again. On the machine that made them they are equal; elsewhere rounding differs,
     and grows."""
