@@ -1,9 +1,11 @@
 """Pictures as grids of patches: what the models that read pictures share beside the bricks.
 
-Axes: b batch, c channels, y and x pixels, n patches row by row, d model width. A size is (height, width), or a number.
+Axes: b batch, c channels, y and x pixels, n patches row by row, d model width.
+A size is (height, width), or a number.
 """
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -27,7 +29,9 @@ def height_width(image: Size) -> tuple[int, int]:
 def checked(image: Any, patch: int) -> Size:
     """A size as a config holds it, a square by one number. ValueError if the patch does not divide it."""
     sides = tuple(image) if isinstance(image, list | tuple) else (image, image)
-    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side < 2**16 for side in sides):
+    if type(patch) is not int or patch < 1:
+        raise ValueError(f"patch is {patch!r}: expected a positive integer.")
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**16 for side in sides):
         raise ValueError(f"image is {image!r}: expected a number of pixels, or (height, width).")
     if any(side % patch for side in sides):
         raise ValueError(f"image is {image!r}: expected a multiple of the patch, {patch}.")
@@ -38,6 +42,11 @@ def cells(image: Size, patch: int) -> tuple[int, int]:
     """(rows, columns) of the grid."""
     height, width = height_width(image)
     return height // patch, width // patch
+
+
+def count(image: Size, patch: int) -> int:
+    """How many patches there are."""
+    return prod(cells(image, patch))
 
 
 def square(patches: int) -> int | None:
@@ -56,7 +65,7 @@ def check_pictures(images: Tensor, image: Size, channels: int) -> None:
         )
 
 
-def noise(patches: Tensor, mask_ratio: float, given: Tensor | None, *, seed: int | None) -> Float[Tensor, "b n"]:
+def draw_noise(patches: Tensor, mask_ratio: float, given: Tensor | None, *, seed: int | None) -> Float[Tensor, "b n"]:
     """The noise given for `patches` (b, n, ...), or drawn anew, by torch's own generator where there is no seed.
     ValueError unless it is one number a patch, and `mask_ratio` leaves a patch to be seen."""
     if given is None:

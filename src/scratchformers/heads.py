@@ -76,5 +76,5 @@ def published_labels(id2label: Any, count: int) -> list[str]:
 
 def label_names(labels: Sequence[str]) -> dict[str, Any]:
     """Labels as config.json names them, both ways; None where there are none."""
-    numbers = {label: i for i, label in enumerate(labels)}
-    return {"id2label": {str(i): label for label, i in numbers.items()} or None, "label2id": numbers or None}
+    names = {str(i): label for i, label in enumerate(labels)}
+    return {"id2label": names or None, "label2id": {label: int(i) for i, label in names.items()} or None}

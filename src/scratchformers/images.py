@@ -145,6 +145,15 @@ class Preprocess:
         """The (height, width) it gives; None where that depends on the picture."""
         return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
+    def seen(self, image: Image.Image) -> tuple[float, float, float, float]:
+        """The part of a picture that the model sees: left, top, right and bottom in the picture's own pixels, beyond
+        its borders where a crop is larger than it."""
+        height, width = self._resized(image)
+        rows, columns = self.crop or (height, width)
+        top, left = self._start(height, rows), self._start(width, columns)
+        x, y = image.width / width, image.height / height
+        return left * x, top * y, (left + columns) * x, (top + rows) * y
+
     def sized(self, image: int | tuple[int, int]) -> "Preprocess":
         """The same for a model that reads another size: what is cut off stays the same part of the picture."""
         new = (image, image) if isinstance(image, int) else image

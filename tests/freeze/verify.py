@@ -8,15 +8,17 @@ Imports the reference and never our code; what the files hold is described in in
 
 import json
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bert_reference
 import reference
+import vision_reference
 
 FROZEN = Path(__file__).parents[2] / "src" / "scratchformers" / "insight" / "frozen"
 
@@ -36,6 +38,15 @@ def read() -> dict[str, dict[str, torch.Tensor]]:
     return {name: {**case, "segments": (torch.arange(8) > 4).long().repeat(2, 1)} for name, case in cases.items()}
 
 
+def seen() -> dict[str, dict[str, torch.Tensor]]:
+    return {"whole": {"images": vision_reference.pictures(2, (20, 28)).float()}}
+
+
+def hidden() -> dict[str, dict[str, torch.Tensor]]:
+    images, noise = vision_reference.pictures(2, (20, 20)), vision_reference.noise(2)
+    return {"whole": {"images": images.float(), "noise": noise.float()}}
+
+
 def gpt2():
     return reference.scrambled(n_layer=2, n_embd=24, n_head=3)
 
@@ -45,7 +56,8 @@ def gpt2_places(model):
     return {"dropout": model.transformer.drop, **blocks, "norm": model.transformer.ln_f}
 
 
-def gpt2_answer(model, ids, keep):
+def gpt2_answer(model, ids, keep=None):
+    keep = torch.ones_like(ids).bool() if keep is None else keep
     position = (keep.cumsum(-1) - 1).clamp(min=0)
     return model(ids, attention_mask=keep.long(), position_ids=position).logits
 
@@ -60,34 +72,81 @@ def bert_places(model):
     return {"dropout": model.bert.embeddings, **blocks, **pooled}
 
 
-def bert_answer(model, ids, keep, segments):
+def bert_answer(model, ids, segments, keep=None):
+    keep = torch.ones_like(ids).bool() if keep is None else keep
     return model(ids, attention_mask=keep.long(), token_type_ids=segments).prediction_logits
 
 
-# Of each: a model, its places by our names, what it answers, the inputs, and names of what its files hold but once.
+def vit():
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 41}
+    return vision_reference.vit(image_size=[20, 28], patch_size=4, **sizes)
+
+
+def vit_places(model):
+    body = model.vit
+    blocks = {f"blocks.{i}": block for i, block in enumerate(body.layers)}
+    before = {"patches": body.embeddings.patch_embeddings, "dropout": body.embeddings}
+    return {**before, **blocks, "norm": body.layernorm}
+
+
+def vit_answer(model, images):
+    return model(images.double()).logits
+
+
+def mae():
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 41, "num_hidden_layers": 2}
+    decoder = {"decoder_hidden_size": 20, "decoder_num_attention_heads": 5}
+    return vision_reference.mae(image_size=20, patch_size=4, norm_pix_loss=True, **sizes, **decoder)
+
+
+def mae_places(model):
+    body, decoder = model.vit, model.decoder
+    encoder = {f"blocks.{i}": block for i, block in enumerate(body.layers)}
+    blocks = {f"decoder.blocks.{i}": block for i, block in enumerate(decoder.decoder_layers)}
+    before = {
+        "blocks.input": body.embeddings,
+        **encoder,
+        "norm": body.layernorm,
+        "decoder.embed": decoder.decoder_embed,
+    }
+    return {**before, **blocks, "decoder.norm": decoder.decoder_norm, "decoder.out": decoder.decoder_pred}
+
+
+def mae_answer(model, images, noise):
+    """The states with nothing hidden, first, for places are looked at when the model paints."""
+    states = vision_reference.encoded(model, images.double())
+    said = model(images.double(), noise=noise)
+    return {"output": said.logits, "loss": said.loss[None], "nothing hidden": states}
+
+
+# Of each: a model, its places by our names, what it answers, the inputs.
 MODELS = {
-    "GPT2": (gpt2, gpt2_places, gpt2_answer, written, ("lm_head.weight",)),
-    "BERT": (bert, bert_places, bert_answer, read, ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")),
+    "GPT2": (gpt2, gpt2_places, gpt2_answer, written),
+    "BERT": (bert, bert_places, bert_answer, read),
+    "ViT": (vit, vit_places, vit_answer, seen),
+    "MAE": (mae, mae_places, mae_answer, hidden),
 }
 
 
-def answers(name, model, ids, keep=None, **more):
+def answers(name, model, keep=None, **given):
     """What stands at transformers' places, under our names: of tokens at the real ones."""
-    _, places, answer, *_ = MODELS[name]
-    found, whole = {}, keep is None
-    keep = torch.ones_like(ids).bool() if whole else keep
+    _, places, answer, _ = MODELS[name]
+    found, padded = {}, {} if keep is None else {"keep": keep}
     for at, module in places(model).items():
         module.register_forward_hook(lambda _, __, out, at=at: found.update({at: out}))
     with torch.no_grad():
-        found["output"] = answer(model, ids, keep, **more)
+        said = answer(model, **given, **padded)
+    found |= said if isinstance(said, dict) else {"output": said}
     tensors = {at: out[0] if isinstance(out, tuple) else out for at, out in found.items()}
-    return {at: value if whole or value.ndim < 3 else value[keep] for at, value in tensors.items()}
+    return {at: value if keep is None or value.ndim < 3 else value[keep] for at, value in tensors.items()}
 
 
 def tensors(name) -> dict[str, torch.Tensor]:
-    make, _, _, cases, twice = MODELS[name]
+    make, _, _, cases = MODELS[name]
     model = make().float()
-    found = {f"weights/{key}": x.clone() for key, x in model.state_dict().items() if key not in twice}
+    with tempfile.TemporaryDirectory() as folder:  # under the names of its file, which are not always its modules'
+        model.save_pretrained(folder)
+        found = {f"weights/{key}": x for key, x in load_file(Path(folder, "model.safetensors")).items()}
     model.double()
     for case, given in cases().items():
         found |= {f"inputs/{case}/{key}": value for key, value in given.items()}

@@ -229,15 +229,15 @@ def _digest(path: Path, etag: str | None) -> str | None:
 
 
 def model_card(body: str, *, model_name: str, results: dict[str, Any] | None = None, **data: Any) -> str:
-    """A card as the hub reads it: YAML, then the body. `results`: the data set's name under "dataset", and by the name
-    of each metric its kind and value."""
+    """A card as the hub reads it: YAML, then the body. `results`: the data set's name under "dataset", what it is of
+    under "type", and by the name of each metric its kind and value."""
     from huggingface_hub import EvalResult, ModelCardData
 
     found = dict(results or {})
-    dataset = found.pop("dataset", None)
+    dataset, of = found.pop("dataset", None), found.pop("type", "text")
     evaluated = [
         EvalResult(
-            task_type=data["pipeline_tag"], dataset_type="text", dataset_name=f"{dataset}, held out",
+            task_type=data["pipeline_tag"], dataset_type=of, dataset_name=f"{dataset}, held out",
             metric_type=kind, metric_name=name, metric_value=round(value, 6),
         )
         for name, (kind, value) in found.items()

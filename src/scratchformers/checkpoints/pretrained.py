@@ -1,7 +1,9 @@
 """What makes a module a model one can load and save: `Config` and the mixin `Pretrained`."""
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from scratchformers import grid
 from scratchformers.checkpoints import files, hub, tables
+from scratchformers.images import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +232,9 @@ class Pretrained(nn.Module):
             said = files.read_json(source / files.GENERATION) if has_own else _decoding_fields(published, DECODING)
             model.generation = Generation.read(said)
         model.published, model.layout = published, layout.model_type
+        with contextlib.suppress(ValueError):  # what cannot be done here is said where it is asked for
+            if files.PREPROCESSOR not in model.assets and (found := layout.preprocess(published, config, weights.stem)):
+                model.assets[files.PREPROCESSOR] = files.to_json(found.write())
         return model.eval()
 
     @classmethod
@@ -260,15 +266,18 @@ class Pretrained(nn.Module):
         said = layout.describe(self)
         published = self.published if self.layout in ("", layout.model_type) else {}
         came, now = layout.write(self.read_as), layout.write(self.config)
-        changed = {name: value for name, value in now.items() if came[name] != value}
-        config = {**now, **published, **changed, **_decoding_fields(generation, TOKENS), **said}
+        changed = {name: value for name, value in now.items() if name not in came or came[name] != value}
+        tokens = _decoding_fields(generation, TOKENS)
+        if not hasattr(self, "start"):  # a model that writes says also that it has none
+            tokens = {name: value for name, value in tokens.items() if value is not None or name in published}
+        config = {**now, **published, **changed, **tokens, **said}
         config = {name: value for name, value in config.items() if not (name in said and value is None)}
         state = self.state_dict()
         dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
         config |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in config}
         bare = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
         tensors = tables.save(layout, bare, self.config)
-        documents = {**self.assets, "config.json": files.to_json(config)}
+        documents = {**self.assets, **_prepared(self), "config.json": files.to_json(config)}
         if hasattr(self, "start"):  # a model that writes
             documents[files.GENERATION] = files.to_json(generation)
         writers = {name: partial(_write, content=content) for name, content in documents.items()}
@@ -284,6 +293,17 @@ class Pretrained(nn.Module):
                 files.PROMPTS,
             } - self.assets.keys():
                 (folder / stale).unlink(missing_ok=True)
+
+
+def _prepared(model: Pretrained) -> dict[str, bytes]:
+    """How pictures are prepared, for a model that reads another size than the one it came with."""
+    if files.PREPROCESSOR not in model.assets or not hasattr(model, "resize"):
+        return {}
+    with contextlib.suppress(ValueError):  # of a kind that is not read here: it stays as it was
+        found = Preprocess.read(json.loads(model.assets[files.PREPROCESSOR]))
+        if found.shape not in (None, grid.height_width(model.config.image)):
+            return {files.PREPROCESSOR: files.to_json(found.sized(model.config.image).write())}
+    return {}
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -310,6 +330,9 @@ def _agreed(given: Any, found: Any, told: Mapping[str, Any], source: Path, cls: 
         raise ValueError(
             f"{source} has no config.json, and its tensors do not tell all of {', '.join(names)}: pass config=."
         )
+    if "image" in told:  # by as many patches as fill a square: another shape may have as many
+        said, patch = (found or given).image, told["patch"]
+        told = {**told, **({"image": said} if grid.count(said, patch) == grid.count(told["image"], patch) else {})}
     if found is None:
         found = dataclasses.replace(given, **told)
     else:  # a head that config.json counts classes for may be absent
@@ -332,4 +355,5 @@ def _compare(a: Mapping[str, Any], b: Mapping[str, Any], where: str, source: Pat
 def spelt_out(config: Config) -> dict[str, Any]:
     """The fields, those that follow from others too: configs that mean the same are equal."""
     fields = dataclasses.asdict(config)
-    return fields | ({"hidden": 4 * fields["dim"]} if fields.get("hidden", 0) is None else {})
+    follow = {"hidden": "dim", "decoder_hidden": "decoder_dim"}
+    return fields | {name: 4 * fields[of] for name, of in follow.items() if fields.get(name, 0) is None}

@@ -38,7 +38,7 @@ def _class(source: Path, config: Config | str | None) -> type[Pretrained]:
         return named
     weights, published = files.find_weights(source), read_config(source)
     said = published.get("model_type")
-    named = [kind for kind in CLASSES if _layouts(kind, lambda one: weights.stem in one.names)]
+    named = [kind for kind in CLASSES if _layouts(kind, lambda one: not one.asked and weights.stem in one.names)]
     if named and not published:
         return named[0]
     keys = {} if said else files.read_tensors(weights)
@@ -94,18 +94,24 @@ def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenize
     return found[0]
 
 
-def load_preprocess(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Preprocess:
+def load_preprocess(
+    source: str | Path,
+    *,
+    model: Pretrained | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Preprocess:
     """How a checkpoint's pictures are prepared: from a PIL image to a float tensor (channels, height, width).
 
     As preprocessor_config.json says, or timm's config.json; else as is published for such files; where that differs
-    from model to model, a ValueError.
+    from model to model, a ValueError. `model` is the checkpoint's, where it is loaded already.
     """
     source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
     folder = source if source.is_dir() else source.parent
     said = folder / files.PREPROCESSOR
     if source.is_dir() and said.is_file():
         return Preprocess.read(files.read_json(said))
-    model = load(source)
+    model = load(source) if model is None else model
     (layout,) = _layouts(type(model), lambda one: one.model_type == model.layout)
     found = layout.preprocess(model.published, model.config, source.stem)
     if found is None:

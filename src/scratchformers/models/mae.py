@@ -13,8 +13,7 @@ from scratchformers import grid
 from scratchformers.checkpoints import vision
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import Layout, Published, Row, Tensors
-from scratchformers.grid import Noise, Pixels, Places, Size, cut, height_width, take
-from scratchformers.images import IMAGENET, Preprocess
+from scratchformers.grid import Noise, Pixels, Places, Size, cut, take
 from scratchformers.nn import MLP, Attention, Block, Patches, gelu
 
 
@@ -107,7 +106,7 @@ class MAE(Pretrained):
         target, before = cut(images, self.config, "p q c"), int(self.config.class_token)
         if self.config.norm_pix_loss:
             target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        noise = grid.noise(target, mask_ratio, noise, seed=None if self.training else 0)
+        noise = grid.draw_noise(target, mask_ratio, noise, seed=None if self.training else 0)
         shown = noise.argsort(dim=1)[:, : int(noise.shape[1] * (1 - mask_ratio))]
         mask = torch.ones_like(noise, dtype=torch.bool).scatter(1, shown, False)
         states, places = self.encode(images, shown=shown), nn.functional.pad(shown + before, (before, 0))
@@ -135,7 +134,8 @@ OF_FACEBOOK: list[Row] = [
     ("decoder_norm", "decoder.norm"),
     ("decoder_pred", "decoder.out"),
 ]
-OWN = "scratchformers-mae"  # what the published layout cannot express: no class token
+OWN = "scratchformers-mae"  # what the published layout cannot express: no class token, pictures that are not square
+fits = lambda config: config.class_token and isinstance(config.image, int)  # noqa: E731
 DECODER_NAMES = {f"decoder_{ours}": f"decoder_{vision.NAMES[ours]}" for ours in ("dim", "depth", "heads", "hidden")}
 UPS = ("decoder.decoder_layers.*.intermediate.dense", "decoder.decoder_encoder.layer.*.intermediate.dense")
 UPS += ("decoder_blocks.*.mlp.fc1",)
@@ -150,7 +150,7 @@ def read(published: Published) -> MAEConfig:
 def write(config: MAEConfig) -> dict[str, Any]:
     own = {} if config.class_token else {"scratchformers": {"class_token": False}}
     said = {
-        "model_type": OWN if own else "vit_mae",
+        "model_type": "vit_mae" if fits(config) else OWN,
         **vision.write_sizes(config),
         "norm_pix_loss": config.norm_pix_loss,
         **own,
@@ -175,28 +175,22 @@ def describe(model: MAE) -> dict[str, Any]:
     return {"architectures": ["ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"]}
 
 
-# facebook's files, which say nothing of themselves. `visualize` paints pixels, the others were trained on normalised
-# ones; `pretrain` without `full` has no decoder.
-FILES = {
-    f"mae_{kind.format(size)}": replace(PRESETS[size], norm_pix_loss=kind.startswith("pretrain"))
-    for size in ("base", "large", "huge")
-    for kind in ("visualize_vit_{}", "visualize_vit_{}_ganloss", "pretrain_vit_{}", "pretrain_vit_{}_full")
-}
-PREPARED = Preprocess(256, (224, 224), mean=IMAGENET[0], std=IMAGENET[1])  # as facebook evaluates
+# facebook's files, which say nothing of themselves.
+FILES = {name: replace(PRESETS[size], norm_pix_loss="pretrain" in name) for name, size in vision.MAE_FILES.items()}
 
 
-published = partial(Layout, read=read, write=write, build=build, describe=describe)
+layout = partial(Layout, read=read, write=write, build=build, describe=describe)
 transformers = partial(
-    published, rows=ROWS, prefix="vit.", outside=("decoder.",), infer=partial(infer, rows=ROWS),
-    preprocess=lambda _, config, __: Preprocess(height_width(config.image), None, "bilinear", 1 / 255, *IMAGENET),
+    layout, rows=ROWS, prefix="vit.", outside=("decoder.",), infer=partial(infer, rows=ROWS),
+    preprocess=vision.prepared(vision.HUGGING_FACE_MAE),
 )  # fmt: skip
 facebook = partial(
-    published, rows=OF_FACEBOOK, names=FILES, infer=partial(infer, rows=OF_FACEBOOK),
-    preprocess=lambda _, config, __: PREPARED.sized(config.image),
+    layout, rows=OF_FACEBOOK, infer=partial(infer, rows=OF_FACEBOOK),
+    preprocess=vision.prepared(vision.FACEBOOK),
 )  # fmt: skip
 MAE.layouts = (
-    transformers("vit_mae", signature="decoder.mask_token", holds=lambda config: config.class_token),
+    transformers("vit_mae", signature="decoder.mask_token", holds=fits),
     transformers(OWN, signature=""),
-    facebook("mae", signature="mask_token"),
+    facebook("mae", signature="mask_token", names=FILES),
     facebook("mae, encoder", signature="patch_embed.proj.weight", without=("mask_token", "head.weight"), asked=True),
 )

@@ -1,9 +1,9 @@
 """Vision Transformer (Dosovitskiy et al. 2021): a picture cut into patches, read as BERT reads tokens, norms before.
 GELU by the error function, learned positions, a class token whose last state says what the picture shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scratchformers import grid
+from scratchformers.checkpoints import vision
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import Layout, Published, Row, Tensors
-from scratchformers.checkpoints.vision import HUGGING_FACE, TIMM, read_sizes, sizes, write_sizes
-from scratchformers.grid import Pixels, Size, cells, check_pictures, height_width
+from scratchformers.grid import Pixels, Size, check_pictures
 from scratchformers.heads import Classify, Keep, label_names, published_labels
-from scratchformers.images import IMAGENET, Preprocess
+from scratchformers.images import Preprocess
 from scratchformers.nn import MLP, Attention, Block, Patches, gelu
 
 
@@ -61,10 +61,10 @@ class ViT(Pretrained):
     def __init__(self, config: ViTConfig):
         super().__init__(config)
         dim, hidden, dropout = config.dim, config.hidden or 4 * config.dim, config.dropout
-        norm, count = partial(nn.LayerNorm, eps=config.eps), prod(cells(config.image, config.patch))
+        norm, patches = partial(nn.LayerNorm, eps=config.eps), grid.count(config.image, config.patch)
         self.patches = Patches(config.patch, nn.Linear(config.channels * config.patch**2, dim))
         self.class_token = None if config.pool == "mean" else nn.Parameter(torch.zeros(1, 1, dim))
-        self.position = nn.Parameter(torch.zeros(1, (config.pool != "mean") + count, dim))
+        self.position = nn.Parameter(torch.zeros(1, (config.pool != "mean") + patches, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(dim, Attention(dim, config.heads, dropout), MLP(dim, hidden, gelu), norm, dropout=dropout)
@@ -109,9 +109,9 @@ class ViT(Pretrained):
         return self.head(self.states(images) if self.config.pool == "patches" else self.encode(images))
 
 
-ROWS: list[Row] = [*HUGGING_FACE, ("pooler.dense", "pooler"), ("classifier", "head.out")]
+ROWS: list[Row] = [*vision.HUGGING_FACE, ("pooler.dense", "pooler"), ("classifier", "head.out")]
 WITH_DECODER: list[Row] = [*ROWS, ("decoder.", None)]  # an autoencoder's, which a downstream task throws away
-OF_TIMM: list[Row] = [*TIMM, ("head", "head.out")]
+OF_TIMM: list[Row] = [*vision.TIMM, ("head", "head.out")]
 # Where the norm follows the mean of the patches.
 OF_TIMM_MEAN: list[Row] = [("fc_norm", "norm") if row[0] == "norm" else row for row in OF_TIMM]
 DECODER = ("mask_token", "decoder_pos_embed", "decoder_embed.", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
@@ -122,101 +122,106 @@ OWN = "scratchformers-vit"  # what the published layout cannot express: other wa
 def read(published: Published) -> ViTConfig:
     """config.json of transformers to ours. Raises ValueError where it asks for another model than this page's."""
     labels = len(published.get("id2label") or ()) or published.get("num_labels") or 2
-    return ViTConfig(**read_sizes(published), classes=labels, dropout=published.get("hidden_dropout_prob", 0.0))
+    dropout = published.get("hidden_dropout_prob", 0.0)
+    return ViTConfig(**vision.read_sizes(published), classes=labels, dropout=dropout)
 
 
 def read_encoder(published: Published) -> ViTConfig:
     """Of an autoencoder what is left without its decoder."""
     own = {} if published.get("scratchformers", {}).get("class_token", True) else {"pool": "mean"}
-    return read(
-        {name: value for name, value in published.items() if name != "scratchformers"} | {"scratchformers": own}
-    )
+    return read({**published, "scratchformers": own})
 
 
 def write(config: ViTConfig) -> dict[str, Any]:
     own = {} if config.pool == "class" else {"scratchformers": {"pool": config.pool}}
     dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), config.dropout)
-    return {"model_type": OWN if own else "vit", **write_sizes(config), **dropouts, **own}
+    return {"model_type": OWN if own else "vit", **vision.write_sizes(config), **dropouts, **own}
 
 
 def infer(tensors: Tensors, rows: list[Row]) -> dict[str, Any]:
     head = tensors.get("classifier.weight", tensors.get("head.weight"))
     pool = {} if rows is ROWS else {"pool": "patches" if "fc_norm.weight" in tensors else "class"}
-    return {**sizes(tensors, rows), **pool, "classes": None if head is None else len(head)}
+    return {**vision.sizes(tensors, rows), **pool, "classes": None if head is None else len(head)}
 
 
 def build(model: ViT, published: Published, tensors: Tensors) -> None:
     """The parts that a file has: those it lacks are None."""
     if "pooler.dense.weight" in tensors:
         model.pooler = nn.Linear(model.config.dim, model.config.dim)
-    if model.head is not None and published.get("id2label"):
-        model.head = Classify(model.config.dim, published_labels(published["id2label"], 0), pool=model.pool)
+    names = published.get("id2label") or published.get("label_names")  # in timm's words
+    if isinstance(model.head, Classify) and names:
+        named = published_labels(dict(enumerate(names)) if isinstance(names, list) else names, 0)
+        if len(named) != model.config.classes:
+            raise ValueError(f"config.json names {len(named)} classes, and the head has {model.config.classes}.")
+        model.head.labels = tuple(named)  # two of ImageNet's have one name: crane
+
+
+def labels(model: ViT) -> Sequence[str]:
+    """Of the head; none without one. ValueError for a head that the published models do not have."""
+    if not (model.head is None or (isinstance(model.head, Classify) and model.head.pool == model.pool)):
+        raise ValueError("The published layout has no such head: expected Classify with pool=model.pool.")
+    return getattr(model.head, "labels", ())
 
 
 def describe(model: ViT) -> dict[str, Any]:
-    """What config.json says of the head. ValueError for one that transformers' ViT does not have."""
-    if not (model.head is None or (isinstance(model.head, Classify) and model.head.pool == model.pool)):
-        raise ValueError("The published layout has no such head: expected Classify with pool=model.pool.")
+    """What config.json says of the head."""
     kind = "ViTModel" if model.head is None else "ViTForImageClassification"
-    return {"architectures": [kind], **label_names(getattr(model.head, "labels", ()))}
+    return {**label_names(labels(model)), "architectures": [kind]}
 
 
-# timm's names of models. One with another name takes config=.
-TIMM_NAMES = {
-    f"{kind}_{size}_patch{patch}_{image}": replace(SIZES[size], patch=patch, image=image)
-    for kind, patches in (("vit", (8, 14, 16, 32)), ("deit", (16,))) for patch in patches
-    for size in SIZES for image in (224, 384) if image % patch == 0
-}  # fmt: skip
-# Files that say nothing of themselves, by their published names.
-DEIT = {
-    f"deit_{size}_patch16_224-{digest}": SIZES[size]
-    for size, digest in (("tiny", "a1311bcf"), ("small", "cd65a155"), ("base", "b5f2ef4d"))
+def describe_timm(model: ViT) -> dict[str, Any]:
+    known = [*labels(model)]
+    named = known if known != published_labels(None, len(known)) else None
+    return {**vision.describe_timm(model.published, model.config, len(known)), "label_names": named}
+
+
+# timm's models and facebook's files by their names. Others take config=.
+TIMM = {
+    name: replace(SIZES[size], patch=patch, image=image) for name, (size, patch, image) in vision.TIMM_MODELS.items()
 }
-FINETUNED = {f"mae_finetuned_vit_{size}": replace(SIZES[size], pool="patches") for size in ("base", "large")}
-FINETUNED["mae_finetuned_vit_huge"] = replace(SIZES["huge"], patch=14, pool="patches")
-
-
-def read_timm(published: Published) -> ViTConfig:
-    name, said = published.get("architecture"), published.get("pretrained_cfg", {})
-    if name not in TIMM_NAMES:
-        raise ValueError(f"config.json says architecture {name!r}: expected one of {', '.join(TIMM_NAMES)}.")
-    image = tuple(said.get("input_size", (3, *height_width(TIMM_NAMES[name].image)))[1:])
-    pool = "patches" if published.get("global_pool") == POOLS["patches"] else "class"
-    return replace(TIMM_NAMES[name], image=image, classes=published.get("num_classes") or None, pool=pool)
+DEIT = {name: TIMM[name.partition("-")[0]] for name in vision.DEIT_FILES}
+MAE_SIZES = {"base": SIZES["base"], "large": SIZES["large"], "huge": replace(SIZES["huge"], patch=14)}
+FINETUNED = {f"mae_finetuned_vit_{size}": replace(config, pool="patches") for size, config in MAE_SIZES.items()}
+PRETRAINED = {name: replace(MAE_SIZES[size], classes=None) for name, size in vision.MAE_FILES.items()}
 
 
 def prepare(published: Published, config: ViTConfig, name: str) -> Preprocess | None:
     """As timm's config.json says; of facebook's files, as their evaluation does."""
-    if "pretrained_cfg" in published:
-        return Preprocess.read_timm(published["pretrained_cfg"])
-    known = name in DEIT or name in FINETUNED
-    return Preprocess(256, (224, 224), mean=IMAGENET[0], std=IMAGENET[1]).sized(config.image) if known else None
+    if published:
+        return Preprocess.read_timm(vision.inputs(published))
+    known = {**DEIT, **FINETUNED, **PRETRAINED}
+    return vision.prepared(vision.FACEBOOK)(published, config, name) if name in known else None
 
 
-POOLS = {"class": "token", "patches": "avg"}
 CLASS, SIGNATURE = "embeddings.cls_token", "patch_embed.proj.weight"
-published = partial(Layout, prefix="vit.", outside=("classifier.", "decoder."), build=build, describe=describe)
-write_timm = lambda config: {"num_classes": config.classes or 0, "global_pool": POOLS[config.pool]}  # noqa: E731
-of_timm = partial(Layout, write=write_timm, signature=SIGNATURE, preprocess=prepare)
+of_transformers = partial(
+    Layout, prefix="vit.", outside=("classifier.", "decoder."), build=build, describe=describe,
+    infer=partial(infer, rows=ROWS),
+)  # fmt: skip
+of_timm = partial(
+    Layout, read=partial(vision.read_timm, known=TIMM), preprocess=prepare, build=build, describe=describe_timm,
+    write=lambda config: {"num_classes": config.classes or 0, "global_pool": vision.POOLS[config.pool]},
+    infer=partial(infer, rows=OF_TIMM),
+)  # fmt: skip
+encoder = partial(
+    of_transformers, rows=WITH_DECODER, read=read_encoder, write=write, asked=True,
+    preprocess=vision.prepared(vision.HUGGING_FACE_MAE),
+)  # fmt: skip
 ViT.layouts = (
-    published(
-        "vit", ROWS, read, write, CLASS, without=("decoder.mask_token",), infer=partial(infer, rows=ROWS),
+    of_transformers(
+        "vit", ROWS, read, write, CLASS, without=("decoder.mask_token",), holds=lambda config: config.pool == "class",
+        preprocess=vision.prepared(vision.HUGGING_FACE_VIT),
+    ),
+    of_transformers(OWN, ROWS, read, write, ""),
+    of_timm(
+        "timm", OF_TIMM, signature=SIGNATURE, without=("mask_token", "fc_norm.weight"), names=DEIT,
         holds=lambda config: config.pool == "class",
-        preprocess=lambda _, config, __: Preprocess(height_width(config.image), interpolation="bilinear"),
-    ),
-    published(OWN, ROWS, read, write, "", infer=partial(infer, rows=ROWS)),
-    of_timm(
-        "timm", OF_TIMM, read_timm, without=("mask_token", "fc_norm.weight"), infer=partial(infer, rows=OF_TIMM),
-        names=DEIT, holds=lambda config: config.pool == "class",
     ),
     of_timm(
-        "timm, norm after the mean", OF_TIMM_MEAN, read_timm, signature="fc_norm.weight", names=FINETUNED,
-        infer=partial(infer, rows=OF_TIMM),
+        "timm, norm after the mean", OF_TIMM_MEAN, signature="fc_norm.weight", names=FINETUNED,
         holds=lambda config: config.pool == "patches",
     ),
-    *(
-        published(name, WITH_DECODER, read_encoder, write, sign, asked=True, infer=partial(infer, rows=ROWS))
-        for name, sign in (("vit_mae", "decoder.mask_token"), ("scratchformers-mae", ""))
-    ),
-    of_timm("mae", OF_FACEBOOK, read_timm, signature="mask_token", asked=True, infer=partial(infer, rows=OF_TIMM)),
+    encoder("vit_mae", signature="decoder.mask_token"),
+    encoder("scratchformers-mae", signature=""),
+    of_timm("mae", OF_FACEBOOK, signature="mask_token", asked=True, names=PRETRAINED),
 )  # fmt: skip
