@@ -6,8 +6,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -229,50 +230,223 @@ class Embed:
 
 @dataclass
 class Classify:
-    """Label a text, or every line of a file, with a model that was trained to.
+    """Label a text, or every line of a file, or pictures, with a model that was trained to.
 
     Example: scratchformers classify "What a film!" --model runs/labels/model --top 2
+
+    Example: scratchformers classify photo.jpg --model runs/animals/model
+
+    Example: scratchformers classify photos --model runs/animals/model --json --skip-unreadable
     """
 
-    text: Annotated[Positional[str], arg(metavar="TEXT")]
-    """A text; or the path of a UTF-8 file with one a line."""
+    given: Annotated[Positional[tuple[str, ...]], arg(name="text", metavar="TEXT|PICTURE", help_behavior_hint="")]
+    """A text; or the path of a UTF-8 file with one a line. For a model that reads pictures: one, several, or a folder,
+    list or packed file of them, as `train vit --data` takes."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint with a head that knows labels: a folder, or an id of the Hugging Face hub."""
+    """A checkpoint with a head that knows labels: a folder, or an id of the Hugging Face hub. Whether it reads texts or
+    pictures, it says itself."""
     pair: Annotated[str | None, arg(metavar="TEXT")] = None
     """The second text, for a model that was trained on pairs."""
     top: int = 5
-    """How many labels to show of a text."""
+    """How many labels to show of a text, or of a picture."""
     truncate: bool = False
     """Leave out the end of a text that is too long for the model, which is else an error."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and name them at the end; by default the first of them stops all."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
-    """Print a JSON object a line: the text and its labels, or its words with theirs."""
+    """Print a JSON object a line: the text and its labels, or its words with theirs, or the picture and its labels."""
 
     def interrupted(self) -> str:
         return "the answers above are complete"
 
     def run(self) -> None:
-        from scratchformers.tasks import TextClassifier
+        from scratchformers.tasks import ImageClassifier, load_classifier
 
-        texts: Any = texts_of(self.text)
-        classifier = TextClassifier.from_pretrained(self.model, device=auto_device(self.device))
+        if not self.given:
+            raise ValueError("There is nothing to classify: pass a text, or a picture.")
+        # What cannot be is said before a model is fetched.
+        pictures = pictures_of(self.given, skip=self.skip_unreadable) if any(map(names_picture, self.given)) else None
+        load = load_classifier if pictures is None else ImageClassifier.from_pretrained
+        classifier = load(self.model, device=auto_device(self.device))
+        if isinstance(classifier, ImageClassifier):
+            self._pictures(classifier, pictures or pictures_of(self.given, skip=self.skip_unreadable))
+        else:
+            self._texts(classifier)
+
+    def _texts(self, classifier: Any) -> None:
+        if len(self.given) > 1:
+            raise ValueError(
+                f"These are {len(self.given)} texts: put quotes around one, or pass a file with one a line."
+            )
+        if self.skip_unreadable:
+            raise ValueError("--skip-unreadable is for pictures: this model reads texts, leave it out.")
+        texts: Any = texts_of(self.given[0])
         for some in batches(texts, 64):
             given = some if self.pair is None else [(text, self.pair) for text in some]
             for text, found in zip(some, classifier(given, top=self.top, truncate=self.truncate)):
                 self._print(text, found, words=classifier.words)
         say_cut(classifier.tokenizer)
 
-    def _print(self, text: str, found: Any, *, words: bool) -> None:
+    def _pictures(self, classifier: Any, found: "Found") -> None:
+        if self.pair is not None or self.truncate:
+            raise ValueError("--pair and --truncate are for texts: this model reads pictures, leave them out.")
+        lost, answered = list(found.lost), 0
+        for some in batches(prepared(classifier, found), 16):
+            stops = [i for i, (_, x) in enumerate(some) if isinstance(x, Exception) and not self.skip_unreadable]
+            good = [(name, x) for name, x in some[: min(stops, default=None)] if not isinstance(x, Exception)]
+            for (name, _), labels in zip(good, classifier([x for _, x in good], top=self.top)):
+                self._print(name, labels, kind="picture")
+            if stops:
+                raise some[stops[0]][1]
+            lost += [name for name, x in some if isinstance(x, Exception)]
+            answered += len(good)
+        say_skipped(lost, answered + len(lost))
+        if not answered:
+            raise ValueError("None of the pictures could be read, so there is no answer: see above.")
+
+    def _print(self, given: str, found: Any, *, words: bool = False, kind: str = "text") -> None:
         if self.json:
             what = "words" if words else "labels"
-            print(json.dumps({"text": text, what: [vars(each) for each in found]}, ensure_ascii=False))
+            print(json.dumps({kind: given, what: [vars(each) for each in found]}, ensure_ascii=False))
             return
-        print(_in_a_line(text))
+        print(_in_a_line(given))
         for each in found:
             print(
                 f"  {each.score:7.2%}  {each.label:16}  {each.word}" if words else f"  {each.score:7.2%}  {each.label}"
             )
+
+
+@dataclass
+class Reconstruct:
+    """Hide most of a picture and draw what a masked autoencoder paints there: original, masked, prediction, and the
+    prediction pasted into what is visible.
+
+    Example: scratchformers reconstruct photo.jpg --model runs/animals/model --mask 0.75 --seed 0 --out panel.png
+    """
+
+    picture: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE", help_behavior_hint="")]
+    """A picture; or several, or a folder of them: each becomes a row."""
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint of an MAE with its decoder: a folder, or an id of the Hugging Face hub."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """Where to draw: .png, .svg or .pdf."""
+    mask: Annotated[float, arg(metavar="PART")] = 0.75
+    """The part of the patches that is hidden."""
+    seed: int = 0
+    """Draws which are, the same in every picture."""
+    statistics: Literal["visible", "original"] = "visible"
+    """For a model that paints patches less their mean, over their deviation (norm_pix_loss): what hidden patches get
+    back. visible: mean and deviation of the visible patches around, so that nothing hidden is in the picture.
+    original: their own, which is part of the answer; the picture says so."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and name them; by default the first of them stops all."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+
+    def interrupted(self) -> str:
+        return "nothing was drawn"
+
+    def run(self) -> None:
+        check_drawing(self.out)
+        from scratchformers.checkpoints.files import write_atomically
+        from scratchformers.insight.pictures import drawable
+        from scratchformers.painting import check_rows
+        from scratchformers.tasks import Reconstructor, check_hiding
+
+        check_hiding(self.mask, self.seed)
+        found = pictures_of(self.picture, skip=self.skip_unreadable)
+        check_rows(len(found.pictures))
+        if self.out.exists() and any(each.path.exists() and each.path.samefile(self.out) for each in found.pictures):
+            raise ValueError(f"--out {self.out} is one of the pictures: choose another file.")
+        painter = Reconstructor.from_pretrained(self.model, device=auto_device(self.device))
+        seen = list(prepared(painter, found))
+        failed = [(name, x) for name, x in seen if isinstance(x, Exception)]
+        if failed and not self.skip_unreadable:
+            raise failed[0][1]
+        given = [x for _, x in seen if not isinstance(x, Exception)]
+        lost = [*found.lost, *(name for name, _ in failed)]
+        say_skipped(lost, len(given) + len(lost))
+        if not given:
+            raise ValueError("None of the pictures could be read, so there is nothing to draw: see above.")
+        how: Any = {"mask_ratio": self.mask, "seed": self.seed, "statistics": self.statistics}
+        said = drawable(f"{self.model}: {self.mask:g} of the patches hidden, seed {self.seed}.")
+        figure = painter.panel(given, **how, note=said)
+        write_atomically(self.out, lambda path: figure.savefig(path, format=self.out.suffix[1:].lower()))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One picture: how it is called in an answer, where it may lie, and what decodes it."""
+
+    name: str
+    path: Path
+    open: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pictures, and the names of those that could not be read and are to be skipped."""
+
+    pictures: list[Asked]
+    lost: list[str]
+
+
+def names_picture(given: str) -> bool:
+    """Whether this is a picture by its name: that of a file, or, without spaces, of a file that is missing."""
+    from scratchformers.training.pictures import SUFFIXES
+
+    return given.lower().endswith(SUFFIXES) and (os.path.isfile(given) or not re.search(r"\s", given))
+
+
+def pictures_of(given: Sequence[str], *, skip: bool = False) -> Found:
+    """Files, as they are called, and all pictures of folders, lists and packed files, each by its path from there;
+    where several things were given, by a path that begins with theirs."""
+    from scratchformers.training.pictures import SUFFIXES, read_pictures
+
+    found = Found([], [])
+    for each in given:
+        path = Path(each)
+        if not os.path.exists(each):
+            raise FileNotFoundError(f"There is no file {each[:200]!r}: expected a picture, or a folder of them.")
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            found.pictures.append(_file_of(each, decode=not skip and len(given) == 1))
+            continue
+        pictures = read_pictures(path, labelled=False, unreadable="skip" if skip else "stop")
+        place = path if path.is_dir() else path.parent
+        called = (lambda name: name) if len(given) == 1 else (lambda name, place=place: (place / name).as_posix())
+        names = map(pictures.name, range(len(pictures)))
+        found.pictures.extend(
+            Asked(called(name), place / name, partial(pictures.image, i)) for i, name in enumerate(names)
+        )
+        found.lost.extend(map(called, pictures.skipped))
+    return found
+
+
+def _file_of(path: str, *, decode: bool) -> Asked:
+    """A single picture is decoded at once: that it cannot be is said before a model is fetched."""
+    from scratchformers.images import open_picture
+
+    image = open_picture(path) if decode else None
+    return Asked(path, Path(path), lambda: open_picture(path) if image is None else image)
+
+
+def prepared(task: Any, found: Found) -> Iterator[tuple[str, Any]]:
+    """Of each picture its name, and what the model is to read, or the error that names it."""
+    for each in found.pictures:
+        try:
+            yield each.name, task.prepare(each.open())
+        except (ValueError, OSError) as error:
+            yield each.name, error if each.name in str(error) else ValueError(f"{each.name}: {error}")
+
+
+def check_drawing(out: Path) -> None:
+    """An error unless a picture can be drawn there."""
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out {out} is no picture: its name must end in .png, .svg or .pdf.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of --out {out} does not exist: make it first.")
 
 
 @dataclass(frozen=True)
@@ -331,8 +505,9 @@ class Train:
     Example: scratchformers train bert --task classify --data train.tsv --valid dev.tsv --from SOURCE --out runs/labels
     """
 
-    recipe: Positional[Literal["gpt2", "bert"]]
-    """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says."""
+    recipe: Positional[Literal["gpt2", "bert", "vit", "mae"]]
+    """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says; vit which
+    class a picture is of; mae to paint what is hidden of it."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/."""
     task: Annotated[str | None, arg(metavar="NAME")] = None
@@ -355,6 +530,9 @@ class Train:
     With --from there is one, finetune: 400 steps (600 with a --task), a low lr, the sizes of the source."""
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
+    freeze: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PART")] = ()
+    """With --from: a part that does not learn, by the beginning of its parameters' names (token, blocks, blocks.0), or
+    encoder: all but the head, which is then a probe of what the rest knows. May be repeated."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
     """`characters` (the default), `bpe` (for gpt2) or `wordpiece` (for bert), learnt from the text trained on, or a
     folder or file with a tokeniser."""
@@ -394,7 +572,7 @@ class Train:
         request = Request(
             self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
             device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
-            task=self.task, columns=columns,
+            task=self.task, columns=columns, freeze=self.freeze,
         )  # fmt: skip
         run, notes = open_run(request, resume=self.resume)
         for note in notes:
@@ -406,33 +584,53 @@ class Train:
 
 @dataclass
 class Eval:
-    """Measure a model: its loss on a text, how well it tells hidden tokens or labels, LAMBADA, HellaSwag.
+    """Measure a model: its loss on a text, how well it tells hidden tokens or labels, LAMBADA, HellaSwag; of one that
+    reads pictures how well it tells their classes or paints what is hidden, or what its features are worth.
 
     Example: scratchformers eval --model runs/book/model --data other-book.txt
+
+    Example: scratchformers eval --model runs/animals/model --data animals/test
+
+    Example: scratchformers eval --model runs/mae/model --task knn --train animals/train --data animals/test
     """
 
     model: Annotated[str, arg(metavar="SOURCE")]
     """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
     data: Annotated[str, arg(metavar="PATH")]
     """What `train --data` takes for the task; each document of text is scored by itself. For lambada and hellaswag, a
-    file of JSON lines."""
-    task: Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag"] | None = None
+    file of JSON lines. For a model of pictures a folder, list or packed file, with classes unless they are to be
+    painted; classes are matched to the model's by name. A folder of packed files means those to train on: pass the
+    file that is to be measured on itself."""
+    task: Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag", "knn", "probe", "paint"] | None = None
     """By default what the model was trained for.
     text: loss in nats a token, perplexity, bits a byte. masked: loss and accuracy on hidden tokens.
-    classify, tokens: accuracy on labels, and for words F1.
+    classify, tokens: accuracy on labels, and for words F1; of pictures the share whose class is the first, and, where
+    there are more than five, among the first five.
+    paint: mean squared error over hidden patches, the same every time.
+    knn, probe: how well classes are told from the features of pictures alone, whatever the model was trained for, by
+    the votes of the 20 nearest pictures of --train (as DINO), or by a logistic regression fitted to them.
     lambada: JSON lines with a `text`, whose last word is to be predicted. hellaswag: JSON lines as published.
     Both follow EleutherAI's lm-evaluation-harness."""
+    train: Annotated[str | None, arg(metavar="DATA")] = None
+    """With knn and probe: the labelled pictures that are compared with, or learnt from. It must have every class."""
+    pool: Literal["class", "mean"] | None = None
+    """With knn and probe: the features are the state of the class token, or the mean of the patches' states. By default
+    what a ViT's head reads, and of an MAE the mean."""
+    mask: Annotated[float | None, arg(metavar="PART")] = None
+    """With paint: the part of the patches that is hidden; by default 0.75."""
     length: int | None = None
     """Tokens a window of text holds; by default as many as the model has positions."""
     stride: int | None = None
     """Of text, tokens by which the window moves on; by default half of it.
     Each token is scored once, with at least length - stride tokens before it, where there are as many."""
-    batch: int = 8
-    """Windows, or examples, computed at once."""
+    batch: int | None = None
+    """Windows, or examples, computed at once: by default 8, and 32 pictures."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
     """Of labelled texts: the name of the column of text, label or pair, where it is another. May be repeated."""
     truncate: bool = False
     """Leave out the end of a labelled text that is too long for the model, which is else an error."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and name them at the end; by default the first of them stops all."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
@@ -446,21 +644,38 @@ class Eval:
         from scratchformers.checkpoints import hub
         from scratchformers.training.documents import read_texts
 
-        self._check_window(self.task)
+        self._check_options(self.task)
         if self.task in ("text", "masked"):
             read_texts(self.data)  # what cannot be is said before a model is fetched
-        source = hub.find(self.model)  # once, so that model and tokeniser are of one commit
-        model, tokenizer = load(source, device=auto_device(self.device)), load_tokenizer(source)
+        source = hub.find(self.model)  # once, so that a model and what prepares its input are of one commit
+        model = load(source, device=auto_device(self.device))
         task = self.task or _task_of(model)
-        self._check_window(task)
-        figures = {name: _finite(value) for name, value in vars(self._measure(task, model, tokenizer)).items()}
+        self._check_options(task)
+        if not _suits(task, model):
+            raise ValueError(f"{self.model} holds a {type(model).__name__}, which was not made for {task}: see --task.")
+        sees = hasattr(model.config, "image")
+        score = self._see(task, model, source) if sees else self._measure(task, model, load_tokenizer(source))
+        self._print(task, {name: _finite(value) for name, value in vars(score).items()})
+
+    def _print(self, task: str, figures: dict[str, Any]) -> None:
         if self.json:
-            print(json.dumps({"task": task, "model": self.model, "data": self.data, **figures}))
+            given = {"train": self.train} if self.train is not None else {}
+            print(json.dumps({"task": task, "model": self.model, "data": self.data, **given, **figures}))
             return
         for name, value in figures.items():
             shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if value is not None else "infinite"
-            if not (name == "f1" and value is None):
+            if not (name in ("f1", "top5") and value is None):
                 print(f"{name.replace('_', ' '):20}{shown}")
+
+    def _check_options(self, task: str | None) -> None:
+        self._check_window(task)
+        for name, tasks in {"train": FEATURES, "pool": FEATURES, "mask": ("paint",)}.items():
+            if getattr(self, name) is not None and task not in (None, *tasks):
+                raise ValueError(f"--{name} is for {' and '.join(tasks)}: leave it out for {task}.")
+        if task in FEATURES and self.train is None:
+            raise ValueError(f"There is nothing that {task} could learn classes from: pass labelled pictures, --train.")
+        if self.train is not None and os.path.realpath(self.train) == os.path.realpath(self.data):
+            raise ValueError(f"--train and --data are both {self.data}: expected other pictures than are measured on.")
 
     def _check_window(self, task: str | None) -> None:
         if task not in (None, "text", "masked") and (self.length is not None or self.stride is not None):
@@ -474,10 +689,9 @@ class Eval:
         from scratchformers import evaluation
         from scratchformers.training.documents import read_texts
 
-        sizes: dict[str, Any] = {"batch": self.batch, "track": track}
-        writes = task in ("text", "lambada", "hellaswag")
-        if writes != hasattr(model, "start") or {task, _task_of(model)} == {"classify", "tokens"}:
-            raise ValueError(f"{self.model} holds a {type(model).__name__}, which was not made for {task}: see --task.")
+        if self.skip_unreadable:
+            raise ValueError("--skip-unreadable is for pictures: this model reads texts, leave it out.")
+        sizes: dict[str, Any] = {"batch": 8 if self.batch is None else self.batch, "track": track}
         if task == "text":
             texts, windows = read_texts(self.data), {"length": self.length, "stride": self.stride}
             return evaluation.evaluate_text(model, tokenizer, texts, **windows, **sizes)
@@ -489,16 +703,74 @@ class Eval:
         by_name = {"lambada": evaluation.evaluate_lambada, "hellaswag": evaluation.evaluate_hellaswag}
         return by_name[task](model, tokenizer, self.data, **sizes)
 
+    def _see(self, task: str, model: Any, source: Path) -> Any:
+        from scratchformers import evaluation, features, load_preprocess
+
+        if self.column or self.truncate:
+            raise ValueError("--column and --truncate are for texts: this model reads pictures, leave them out.")
+        lost: dict[int, str] = {}
+        train_lost: dict[int, str] = {}
+        preprocess = load_preprocess(source, model=model).sized(model.config.image)
+        how: dict[str, Any] = {"batch": 32 if self.batch is None else self.batch, "track": track}
+        pictures, skip = self._pictures(self.data, labelled=task != "paint"), self.skip_unreadable
+        if task in FEATURES:
+            train = self._pictures(self.train or "", labelled=True)
+            how |= {"train": train, "pool": self.pool, "left_out": (lost, train_lost) if skip else None}
+            how["judge"] = features.knn if task == "knn" else partial(features.linear_probe, seed=0)
+            score = features.evaluate_features(model, pictures, preprocess, **how)
+            say_skipped([*train.skipped, *map(train.name, train_lost)], len(train) + len(train.skipped))
+        elif task == "classify":
+            score = evaluation.evaluate_pictures(model, pictures, preprocess, **how, left_out=lost if skip else None)
+        else:
+            how["mask_ratio"] = 0.75 if self.mask is None else self.mask
+            score = evaluation.evaluate_painting(model, pictures, preprocess, **how, left_out=lost if skip else None)
+        say_skipped([*pictures.skipped, *map(pictures.name, lost)], len(pictures) + len(pictures.skipped))
+        return score
+
+    def _pictures(self, data: str, *, labelled: bool) -> Any:
+        from scratchformers.training.pictures import read_pictures
+
+        return read_pictures(data, labelled=labelled, unreadable="skip" if self.skip_unreadable else "stop")
+
+
+FEATURES = ("knn", "probe")  # tasks of `eval` that ask what features are worth
+
+
+def say_skipped(lost: Sequence[str], count: int) -> None:
+    """After --skip-unreadable: which of so many pictures could not be read."""
+    if lost:
+        note(f"{len(lost)} of {count} pictures could not be read, and were skipped:")
+        print(*(f"  {_in_a_line(name)}" for name in lost), sep="\n", file=sys.stderr)
+
+
+def _suits(task: str, model: Any) -> bool:
+    """Whether a model of this kind can be asked this."""
+    if hasattr(model.config, "image"):
+        return task in FEATURES or task == ("paint" if hasattr(model, "decoder") else "classify")
+    writes = task in ("text", "lambada", "hellaswag")
+    swapped = {task, _task_of(model)} == {"classify", "tokens"}
+    return writes == hasattr(model, "start") and not swapped and task not in (*FEATURES, "paint")
+
 
 def _task_of(model: Any) -> str:
     """What a model was trained for."""
     from scratchformers.heads import TokenClassify
 
+    if hasattr(model.config, "image"):
+        return _task_of_pictures(model)
     if hasattr(model, "start"):
         return "text"
     if isinstance(model.head, TokenClassify):
         return "tokens"
     return "classify" if hasattr(model.head, "labels") else "masked"
+
+
+def _task_of_pictures(model: Any) -> str:
+    if hasattr(model, "decoder"):
+        return "paint"
+    if model.head is None:
+        raise ValueError("This ViT has no head: ask what its features are worth, by --task knn or --task probe.")
+    return "classify"
 
 
 def _finite(value: Any) -> Any:
@@ -533,7 +805,8 @@ class Demo:
 
 @dataclass
 class Verify:
-    """Prove a checkpoint: ours and transformers' on the same inputs, place by place. Exit status 1 if they differ.
+    """Prove a checkpoint: ours and transformers' (of timm's files, timm's) on the same inputs, place by place.
+    Exit status 1 if they differ.
 
     Example: scratchformers verify openai-community/gpt2
     """
@@ -542,9 +815,10 @@ class Verify:
     """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
     against: Annotated[Path | None, arg(metavar="FILE")] = None
     """What --freeze wrote: compare with that instead of transformers, which need not be installed.
-    A config, weights or tokeniser that changed since is named too."""
+    A config, weights, tokeniser or preprocessing that changed since is named too."""
     freeze: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Keep what transformers answers in this file, with the config, the tokeniser's ids and a digest of the weights."""
+    """Keep what transformers answers in this file, with the config, what texts or pictures become, and a digest of the
+    weights."""
     seed: int = 0
     """Draws the inputs."""
     json: bool = False
@@ -583,8 +857,11 @@ def _print_report(report: Any) -> None:
         shown = [f"{figure:.1e}" for figure in figures]
         table.add_row(place.ours, place.theirs, *shown, f"{place.scale:.3g}", "" if place.passes else "differs")
     console.print(table)
-    agreement = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in report.agreement.items()) or "not compared"
-    console.print(f"\nThe same most probable answer: {agreement}. Tokeniser: {report.tokenizer}.", soft_wrap=True)
+    agreement = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in report.agreement.items())
+    said = [f"The same most probable answer: {agreement}."] if agreement else []
+    said += [f"Tokeniser: {report.tokenizer}."] if report.tokenizer else []
+    said += [f"Preprocessing: {report.preprocessing}."] if report.preprocessing else []
+    console.print("\n" + " ".join(said), soft_wrap=True)
     console.print("Versions: " + ", ".join(f"{name} {value}" for name, value in report.versions.items()) + ".")
     if report.published:
         console.print(f"The weights are those published as {report.published}, to the last bit.", soft_wrap=True)
@@ -599,7 +876,8 @@ def _print_report(report: Any) -> None:
 
 @dataclass
 class Export:
-    """Write a model for elsewhere: the layout that transformers reads, and a model card of what is known of it.
+    """Write a model for elsewhere: the layout that transformers reads, where it has such a model, and a model card of
+    what is known of it.
 
     Example: scratchformers export runs/book --out book-gpt2 --license mit --language en
     """
@@ -607,7 +885,8 @@ class Export:
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A run's folder, a checkpoint's, or an id of the Hugging Face hub."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """Where to: config.json, model.safetensors, the tokeniser's files, README.md (the card), loss.png."""
+    """Where to: config.json, model.safetensors, the files of the tokeniser or of the preprocessing, README.md (the
+    card), loss.png."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """How weights are stored; by default as they are."""
     name: str | None = None
@@ -640,7 +919,7 @@ class Page:
     Example: scratchformers page gpt2 --out gpt2.py
     """
 
-    name: Positional[Literal["bert", "gpt2"]]
+    name: Positional[Literal["bert", "gpt2", "mae", "vit"]]
     """Which model."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """Where to write it; by default it is printed."""
@@ -660,30 +939,37 @@ class Page:
 
 @dataclass
 class Inspect:
-    """Draw what a model does with a text: every head's attention, or what each layer would answer (the logit lens).
+    """Draw what a model does with a text or a picture: every head's attention, what of a picture reaches the end (the
+    attention rollout), or what each layer would answer to a text (the logit lens).
 
     Example: scratchformers inspect "To be, or not to be" --model runs/book/model --out attention.png
 
     Example: scratchformers inspect "To be, or not to be" --model runs/book/model --what lens --out lens.svg
+
+    Example: scratchformers inspect photo.jpg --model runs/animals/model --what rollout --out rollout.png
     """
 
-    text: Annotated[Positional[str], arg(metavar="TEXT")]
-    """What the model is to read."""
+    text: Annotated[Positional[str], arg(metavar="TEXT|PICTURE")]
+    """What the model is to read: a text, or for a model of pictures a file."""
     model: Annotated[str, arg(metavar="SOURCE")]
     """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """The picture: .png, .svg or .pdf."""
-    what: Literal["attention", "lens"] = "attention"
-    """attention: the weights of every head, or of one --layer with the tokens at the axes.
-    lens: each layer's state read as if it were the last: its most probable token, and how probable."""
+    what: Literal["attention", "rollout", "lens"] = "attention"
+    """attention: of a text the weights of every head, or of one --layer with the tokens at the axes; of a picture, laid
+    over it, how each head of one --layer weighs its patches for what is read in the end (the class token, or all
+    patches).
+    rollout: of a picture, how much of each patch comes through all layers (Abnar and Zuidema 2020).
+    lens: of a text, each layer's state read as if it were the last: its most probable token, and how probable."""
     layer: int | None = None
-    """With attention: one layer, counted from 0, or from the end if negative."""
+    """With attention: one layer, counted from 0, or from the end if negative; of a picture by default the last."""
     head: int | None = None
-    """With --layer: one head of it, counted from 0."""
+    """One head of the layer, counted from 0."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
-    """Print what is drawn as a JSON object: tokens, and the weights, or the ids, tokens and probabilities."""
+    """Print what is drawn as a JSON object: of a text its tokens, and the weights, or the ids, tokens and
+    probabilities; of a picture the weights of its patches, row by row."""
 
     def interrupted(self) -> str:
         return "nothing was drawn"
@@ -691,21 +977,23 @@ class Inspect:
     def run(self) -> None:
         if self.out is None and not self.json:
             raise ValueError("There is nowhere to draw: pass --out picture.png, or --json for the figures.")
-        if self.out is not None and self.out.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--out {self.out} is no picture: its name must end in .png, .svg or .pdf.")
-        if self.out is not None and not self.out.absolute().parent.is_dir():
-            raise FileNotFoundError(f"The folder of --out {self.out} does not exist: make it first.")
-        if self.head is not None and self.layer is None:
-            raise ValueError("--head is one of a layer: say which by --layer.")
+        if self.out is not None:
+            check_drawing(self.out)
         if self.what == "lens" and self.layer is not None:
             raise ValueError("The lens shows every layer: leave --layer out.")
-        from scratchformers import load, load_tokenizer
+        from scratchformers import load, load_preprocess, load_tokenizer
         from scratchformers.checkpoints import hub
-        from scratchformers.insight.inspect import look
+        from scratchformers.images import open_picture
+        from scratchformers.insight.inspect import look, look_at_picture
 
         source = hub.find(self.model)
-        given = load(source, device=auto_device(self.device)), load_tokenizer(source)
-        seen = look(*given, self.text, what=self.what, layer=self.layer, head=self.head)
+        model = load(source, device=auto_device(self.device))
+        asked: dict[str, Any] = {"what": self.what, "layer": self.layer, "head": self.head}
+        if hasattr(model.config, "image"):
+            preprocess, picture = load_preprocess(source, model=model), open_picture(self.text)
+            seen = look_at_picture(model, preprocess, picture, name=Path(self.text).name, **asked)
+        else:
+            seen = look(model, load_tokenizer(source), self.text, **asked)
         if self.json:
             print(json.dumps(seen.data, ensure_ascii=False))
         if self.out is not None:
@@ -805,6 +1093,7 @@ Command = (
     | Annotated[Fill, subcommand("fill")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Classify, subcommand("classify")]
+    | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Verify, subcommand("verify")]

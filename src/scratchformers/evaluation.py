@@ -1,4 +1,5 @@
-"""What a model is worth: its loss on a text, LAMBADA, HellaSwag; or how well it tells hidden tokens, or labels.
+"""What a model is worth: its loss on a text, LAMBADA, HellaSwag; or how well it tells hidden tokens, or labels, of
+texts or pictures, or paints hidden patches.
 
 LAMBADA and HellaSwag follow EleutherAI's lm-evaluation-harness, so that figures can be compared with published ones.
 """
@@ -6,7 +7,8 @@ LAMBADA and HellaSwag follow EleutherAI's lm-evaluation-harness, so that figures
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,20 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scratchformers import grid
 from scratchformers.generate import evaluating
 from scratchformers.heads import TokenClassify
+from scratchformers.images import Preprocess
+from scratchformers.models.mae import MAE
+from scratchformers.tasks import check_hiding
 from scratchformers.text import TextTokenizer, check_fits
-from scratchformers.training.data import to_stream
+from scratchformers.training.data import generator, to_stream
 from scratchformers.training.documents import read_json_lines, string
 from scratchformers.training.labelled import Labelled, LabelledSettings, Tagged, read_examples
 from scratchformers.training.language import Masked, MaskedSettings
 from scratchformers.training.loop import Batch, Task, evaluate
+from scratchformers.training.pictures import Pictures
+from scratchformers.training.reading import LeftOut, Track, class_numbers, prepared
+from scratchformers.training.vision import class_figures
 
 BATCH = 8  # rows at once
 SORTED = 32  # batches among which rows of like lengths are put together
 SCORED = 1024  # places at once that are scored against the whole vocabulary, which is what takes memory
-
-Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far one is among so many
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,27 @@ class LabelScore:
     f1: float | None
     majority: float
     targets: int
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """`loss` is in nats a picture, `accuracy` the share whose class is the most probable, `top5` that whose class is
+    among the first five; None where the model knows five or fewer."""
+
+    loss: float
+    accuracy: float
+    top5: float | None
+    pictures: int
+
+
+@dataclass(frozen=True)
+class PaintingScore:
+    """`loss` is the mean squared error over what was hidden, as in training: with `norm_pix_loss` of patches less their
+    mean, over their deviation."""
+
+    loss: float
+    mask_ratio: float
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -205,6 +233,60 @@ def evaluate_labels(
     found, targets = _measured(task, -(-len(examples) // batch), track)
     _finite(found["loss"])
     return LabelScore(found["loss"], found["accuracy"], found.get("f1"), task.baselines["majority_accuracy"], targets)
+
+
+def evaluate_pictures(
+    model: Any,
+    pictures: Pictures,
+    preprocess: Preprocess,
+    *,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+    left_out: LeftOut | None = None,
+) -> PictureScore:
+    """How often the model's head gives the classes of pictures, which are matched to its labels by their names.
+
+    Pictures that cannot be decoded do not count, and go into `left_out`; without one they are a ValueError, as is a
+    class that the head does not know.
+    """
+    labels = getattr(getattr(model, "head", None), "labels", None)
+    if labels is None or not hasattr(model.config, "image"):
+        raise ValueError("This model has no labels for pictures: choose one that was trained by `train vit`.")
+    numbers, sums = class_numbers(pictures, labels, "the model's classes"), Counter()
+    for rows, images in prepared(model, pictures, preprocess, batch=batch, track=track, left_out=left_out):
+        with evaluating(model):
+            scores = model(images)
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            sums.update({**class_figures(scores, numbers[rows].to(scores.device)), "pictures": len(rows)})
+    count = sums["pictures"]
+    top5 = sums["top5"] / count if "top5" in sums else None
+    return PictureScore(_finite(sums["loss"]) / count, sums["accuracy"] / count, top5, int(count))
+
+
+def evaluate_painting(
+    model: Any,
+    pictures: Pictures,
+    preprocess: Preprocess,
+    *,
+    mask_ratio: float = 0.75,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+    left_out: LeftOut | None = None,
+) -> PaintingScore:
+    """How well hidden patches are painted, `mask_ratio` of each picture's. Which are hidden follows from the picture's
+    row alone, as in the validation of a training. Pictures that cannot be decoded are as for `evaluate_pictures`."""
+    if not isinstance(model, MAE):
+        raise ValueError(f"{type(model).__name__} paints no pictures: expected a masked autoencoder, MAE.")
+    if model.decoder is None:
+        raise ValueError("This MAE has no decoder, so it paints nothing: choose a file that has one.")
+    check_hiding(mask_ratio, 0)
+    patches, total, count = grid.count(model.config.image, model.config.patch), 0.0, 0
+    for rows, images in prepared(model, pictures, preprocess, batch=batch, track=track, left_out=left_out):
+        noise = torch.stack([torch.rand(patches, generator=generator(0, row, 5)) for row in rows])
+        with evaluating(model):
+            total += float(model(images, noise=noise, mask_ratio=mask_ratio).loss) * len(rows)
+        count += len(rows)
+    return PaintingScore(_finite(total) / count, mask_ratio, count)
 
 
 def _measured(task: Task, batches: int, track: Track) -> tuple[dict[str, float], int]:
