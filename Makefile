@@ -49,7 +49,7 @@ $(CHECK): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 	$(without_what_it_asks_for)
 
-$(TEACH): EXTRAS = .[lessons]
+$(TEACH): EXTRAS = .[lessons,demo]
 $(TEACH): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 
@@ -70,7 +70,7 @@ layers: $(CHECK)
 	$(BIN)/lint-imports
 
 # The modules whose signatures name shapes.
-SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.heads,scratchformers.grid,scratchformers.images,scratchformers.models,scratchformers.generate
+SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.heads,scratchformers.grid,scratchformers.painting,scratchformers.models,scratchformers.generate
 
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)

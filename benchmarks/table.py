@@ -31,6 +31,20 @@ WORDS = {
         "on text with hidden tokens, on labels of texts and of words; from nothing or a checkpoint",
         "[`lessons/bert.py`](lessons/bert.py): from masking to a filled mask",
     ),
+    "vit": (
+        "ViT",
+        "[`vit.py`](src/scratchformers/models/vit.py)",
+        "the same, timm's and DeiT's files, an MAE's encoder ([which is what](docs/pictures.md))",
+        "on folders of classes, lists, `.npz`, idx; from nothing, a ViT, or an MAE's encoder",
+        "[`lessons/vit.py`](lessons/vit.py): a picture read as text",
+    ),
+    "mae": (
+        "ViT-MAE",
+        "[`mae.py`](src/scratchformers/models/mae.py)",
+        "the same, facebook's `.pth` files, encoders alone",
+        "on pictures without classes",
+        "[`lessons/mae.py`](lessons/mae.py): what is hidden, painted",
+    ),
 }
 OTHERS = "| | | | | [einops](lessons/einops.py): the one tool all pages use | |"
 

@@ -209,7 +209,7 @@ def test_the_help_of_train_names_every_preset(capsys):
     presets = re.search(r"tiny \(the default.*?sizes of the source", shown)
     assert presets
     for key, recipe in RECIPES.items():
-        for name in (*recipe.presets, FINETUNE):
+        for name in (*(re.sub(r"-\d+$", "-PATCH", preset) for preset in recipe.presets), FINETUNE):
             assert re.search(rf"(?<![\w-]){name}(?![\w-])", presets[0]), name
         steps = recipe.finetune["steps"]
         assert (f"({steps} with a --task)" if " " in key else f"{FINETUNE}: {steps} steps") in presets[0]
@@ -265,14 +265,15 @@ def test_demo_writes_a_page_that_needs_nothing_beside_it(capsys, tmp_path, monke
     from scratchformers.training.recipes import RECIPES
 
     short = {"steps": 4, "batch": 2, "eval_every": 2, "save_every": 2}
-    for name in ("gpt2", "bert"):
-        monkeypatch.setitem(RECIPES[name].presets, "tiny", {**short, "length": 32})
+    for name in ("gpt2", "bert", "vit", "mae"):
+        window = {"length": 32} if name in ("gpt2", "bert") else {"depth": 1}
+        monkeypatch.setitem(RECIPES[name].presets, "tiny", {**short, **window})
     for _ in range(2):  # a second demo replaces the first
         code, said, error = run(capsys, "demo", "--out", tmp_path / "demo")
         assert (code, error) == (0, "")
         assert str(tmp_path / "demo" / "index.html") in said
     page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(SECTIONS)
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(SECTIONS) + 2
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page), "nothing is fetched"
     assert "continued before the first step" in page
     assert "Step 2" in page

@@ -390,7 +390,7 @@ def test_evaluated_in_python_too(folder, tmp_path):
 
 
 def test_every_line_keeps_its_vector_from_one_chunk_to_the_next(capsys, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("scratchformers.tasks.CHUNK_TEXTS", 2)
+    monkeypatch.setattr("scratchformers.tasks.texts.CHUNK_TEXTS", 2)
     lines = [f"the value is {i}" for i in range(5)]
     code, out, _ = run(capsys, "embed", file_of(tmp_path / "a.txt", lines), "--model", folder / "vectors", "--json")
     found = [json.loads(line) for line in out.splitlines()]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, BertModel, pipeline
 
 import scratchformers as sf
-from scratchformers import tasks
 from scratchformers.tasks import Fill, Label, WordLabel, read_pooling
+from scratchformers.tasks import texts as tasks
 from scratchformers.text import BERT as SPECIAL
 from scratchformers.text import TextTokenizer, characters, train_bpe, train_wordpiece
 
@@ -727,19 +727,12 @@ def test_a_planted_mistake_in_pairs_is_caught(tmp_path, plant):
 
 
 def label_off_by_one(patch):
-    real = tasks.TextClassifier._labels
-    patch.setattr(tasks.TextClassifier, "_labels", lambda self, shares, top: real(self, shares.roll(1), top))
+    real = tasks.most_probable
+    patch.setattr(tasks, "most_probable", lambda shares, *rest: real(shares.roll(1), *rest))
 
 
 def never_a_sigmoid(patch):
-    patch.setattr(Label, "__post_init__", lambda self: None, raising=False)
-    real = tasks.TextClassifier.__init__
-
-    def init(self, *given):
-        real(self, *given)
-        self.alone = False
-
-    patch.setattr(tasks.TextClassifier, "__init__", init)
+    patch.setattr(tasks, "shares_of", lambda scores, model: scores.softmax(-1))
 
 
 @pytest.mark.parametrize("plant", [label_off_by_one, never_a_sigmoid])

@@ -333,7 +333,10 @@ def test_a_folder_named_like_a_text_does_not_stop_training(tmp_path):
 def short_demo(monkeypatch):
     from scratchformers.training.recipes import RECIPES
 
-    monkeypatch.setitem(RECIPES["gpt2"].presets, "tiny", SHORT)
+    for name in ("gpt2", "bert"):
+        monkeypatch.setitem(RECIPES[name].presets, "tiny", SHORT)
+    for name in ("vit", "mae"):
+        monkeypatch.setitem(RECIPES[name].presets, "tiny", {**SHORT, "depth": 1})
 
 
 def test_the_demo_leaves_a_persons_run_alone(capsys, data, tmp_path, short_demo):  # noqa: F811

@@ -13,7 +13,7 @@ from scratchformers.cli import main
 from scratchformers.insight.page import names, page
 
 # What a page must not need: ours, and whatever we use besides torch and einops (numpy comes with torch's own import).
-RUN = """
+ALONE = """
 import sys
 
 class Blocked:
@@ -26,8 +26,10 @@ import torch
 import page
 
 torch.set_num_threads(1)
-model = page.GPT2(page.GPT2Config(**torch.load("config.pt"))).to(torch.float64).eval()
 given = torch.load("given.pt")
+"""
+RUN = """
+model = page.GPT2(page.GPT2Config(**torch.load("config.pt"))).to(torch.float64).eval()
 model.load_state_dict(torch.load("weights.pt"))
 out = []
 for dtype in (torch.float64, torch.float32):
@@ -39,7 +41,22 @@ for dtype in (torch.float64, torch.float32):
             out.append(model(ids) if cache is None else model(ids[:, :1], cache=cache))
 torch.save(out, "out.pt")
 """
+RUN_PICTURES = """
+out = []
+for kind in ("ViT", "MAE"):
+    for number, (config, weights) in enumerate(torch.load(f"{kind}.pt")):
+        model = getattr(page, kind)(getattr(page, f"{kind}Config")(**config)).to(torch.float64).eval()
+        model.load_state_dict(weights)
+        for dtype in (torch.float64, torch.float32):
+            model.to(dtype)
+            images = given["images"].to(dtype)
+            with torch.no_grad():
+                out.append(model.encode(images))
+                out += [model(images)] if kind == "ViT" else list(model(images, noise=given["noise"]))
+torch.save(out, "out.pt")
+"""
 BLOCKED = {"scratchformers", "jaxtyping", "safetensors", "tokenizers", "huggingface_hub", "matplotlib", "tyro", "rich"}
+BLOCKED |= {"PIL", "timm", "transformers", "torchvision"}
 
 
 def ours(model, ids, keep):
@@ -63,11 +80,80 @@ def test_the_page_has_the_models_numbers_and_needs_torch_and_einops_alone(publis
     torch.save(vars(model.config), tmp_path / "config.pt")
     torch.save({"ids": ids, "keep": keep}, tmp_path / "given.pt")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    code = RUN.replace("{blocked}", repr(BLOCKED))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for found, expected in zip(torch.load(tmp_path / "out.pt"), ours(model, ids, keep), strict=True):
+    for found, expected in zip(run(RUN, tmp_path), ours(model, ids, keep), strict=True):
         assert torch.equal(found, expected)
+
+
+def run(code, folder):
+    """What a program says that has the page, and neither ours nor what ours needs."""
+    code = ALONE.replace("{blocked}", repr(BLOCKED)) + code
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "out.pt")
+
+
+SMALL = {"image": (12, 20), "patch": 4, "dim": 20, "depth": 2, "heads": 5}
+PAINTS = {**SMALL, "decoder_dim": 12, "decoder_depth": 1, "decoder_heads": 3}
+PICTURES = {
+    "vit": (sf.ViT, [sf.ViTConfig(**SMALL, classes=7, pool=pool) for pool in ("class", "mean", "patches")]),
+    "mae": (sf.MAE, [sf.MAEConfig(**PAINTS, norm_pix_loss=each, class_token=each) for each in (False, True)]),
+}
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pages_of_pictures_have_the_models_numbers(tmp_path, name):
+    (kind, configs), other = PICTURES[name], {"vit": "MAE", "mae": "ViT"}[name]
+    torch.manual_seed(0)
+    models = [kind(config).double().eval() for config in configs]
+    for model in models:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    images, noise = torch.randn(3, 3, 12, 20, dtype=torch.float64), torch.rand(3, 15)
+    assert main(["page", name, "--out", str(tmp_path / "page.py")]) == 0
+    torch.save([(vars(model.config), model.state_dict()) for model in models], tmp_path / f"{kind.__name__}.pt")
+    torch.save([], tmp_path / f"{other}.pt")
+    torch.save({"images": images, "noise": noise}, tmp_path / "given.pt")
+    expected = []
+    for model in models:
+        for dtype in (torch.float64, torch.float32):
+            given = images.to(dtype)
+            model.to(dtype)
+            with torch.no_grad():
+                expected.append(model.encode(given))
+                expected += [model(given)] if name == "vit" else list(model(given, noise=noise))
+    for found, each in zip(run(RUN_PICTURES, tmp_path), expected, strict=True):
+        assert torch.equal(found, each)
+
+
+def test_pages_of_pictures_leave_out_their_files_and_other_models_checks():
+    for name in PICTURES:
+        text = page(name)
+        assert "# --- grid.py" in text
+        left_out = ("grid.initialise", "vision", "ROWS", "def resize", "Preprocess", "Tensors")
+        assert not [word for word in left_out if word in text]
+        assert 'field.name == "image"' in text
+    assert 'model = ViT(PRESETS["tiny"]).eval()' in page("vit")
+    assert 'model = MAE(PRESETS["base"]).eval()' in page("mae")
+    assert "    loss: Tensor  # mean squared error over what was hidden" in page("mae")
+    assert "def encode(self, images, *, shown=None):  # images (b, c, y, x), shown (b, s) -> (b, t, d)" in page("mae")
+    for name in ("gpt2", "bert"):
+        assert "grid" not in page(name)
+        assert 'field.name == "image"' not in page(name)
+    assert 'field.name == "eps"' in page("bert")
+
+
+def test_two_meanings_of_a_name_are_noticed(tmp_path, monkeypatch):
+    """`grid.take` becomes `take`, which must not be a variable there."""
+    from scratchformers.insight import page as module
+
+    for path in module.ROOT.rglob("*.py"):
+        copy = tmp_path / "scratchformers" / path.relative_to(module.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text(encoding="utf-8").replace("grid.draw_noise(", "grid.noise("), "utf-8")
+    monkeypatch.setattr(module, "ROOT", tmp_path / "scratchformers")
+    with pytest.raises(AssertionError, match="of another file is a variable here"):
+        page("mae")
 
 
 @pytest.mark.unhooked
@@ -115,7 +201,7 @@ def test_the_page_follows_its_bricks(tmp_path, monkeypatch):
 
 
 def test_bad_input(tmp_path, capsys):
-    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, gpt2"):
+    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, gpt2, mae, vit"):
         page("gpt5")
     assert main(["page", "gpt2", "--out", str(tmp_path / "missing" / "page.py")]) == 2
     assert "missing" in capsys.readouterr().err

@@ -246,13 +246,13 @@ def test_a_tokeniser_of_another_model_is_caught(copy):
 
 def test_a_tokeniser_read_wrongly_is_caught(checkpoint, monkeypatch):
     encode = sf.load_tokenizer(checkpoint / "good").__class__.encode
-    monkeypatch.setattr(module.load_tokenizer(checkpoint / "good").__class__, "encode", lambda s, t: encode(s, " " + t))
+    monkeypatch.setattr(sf.load_tokenizer(checkpoint / "good").__class__, "encode", lambda s, t: encode(s, " " + t))
     report = verify(checkpoint / "good")
     assert "The tokeniser differs from transformers on" in report.problems[0]
 
 
 def test_a_tokeniser_that_decodes_wrongly_is_caught(checkpoint, monkeypatch):
-    kind = module.load_tokenizer(checkpoint / "good").__class__
+    kind = sf.load_tokenizer(checkpoint / "good").__class__
     decode = kind.decode
     monkeypatch.setattr(kind, "decode", lambda self, ids: decode(self, ids).strip())
     assert "first on ' leading and trailing '" in verify(checkpoint / "good").problems[0]
@@ -262,7 +262,7 @@ def test_a_tokeniser_that_refuses_what_it_could_spell_is_caught(checkpoint, monk
     def encode(self, text):
         raise ValueError("no")
 
-    monkeypatch.setattr(module.load_tokenizer(checkpoint / "good").__class__, "encode", encode)
+    monkeypatch.setattr(sf.load_tokenizer(checkpoint / "good").__class__, "encode", encode)
     assert "ours gives none, theirs [" in verify(checkpoint / "good").problems[0]
 
 

@@ -382,7 +382,7 @@ class Asked:
 
     name: str
     path: Path
-    open: Callable[[], Any]
+    decode: Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -436,7 +436,7 @@ def prepared(task: Any, found: Found) -> Iterator[tuple[str, Any]]:
     """Of each picture its name, and what the model is to read, or the error that names it."""
     for each in found.pictures:
         try:
-            yield each.name, task.prepare(each.open())
+            yield each.name, task.prepare(each.decode())
         except (ValueError, OSError) as error:
             yield each.name, error if each.name in str(error) else ValueError(f"{each.name}: {error}")
 
@@ -517,16 +517,22 @@ class Train:
     hf:NAME[,config=...][,split=train][,column=text].
     Each file, line or row is a document: they are packed, an end token between them, without padding.
     For --task classify a .tsv, .csv or .jsonl file with the columns `text` and `label` (and `pair`, a second text).
-    For --task tokens a file with a word a line, its label in the last column, and an empty line between sentences."""
+    For --task tokens a file with a word a line, its label in the last column, and an empty line between sentences.
+    For vit a folder with a folder of pictures for each class, a .csv or .tsv list with the columns `path` and `label`,
+    an .npz file, or MNIST's idx files; for mae pictures without classes."""
     valid: Annotated[str | None, arg(metavar="PATH")] = None
     """Data to validate on, in the same form; by default the last tenth of a text, and of examples a tenth drawn."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
     """With --task classify: the name of the column of text, label or pair, where it is another. May be repeated."""
     truncate: bool = False
     """With a --task: leave out the end of a text that is too long for the model, which is else an error."""
+    skip_unreadable: bool = False
+    """Of pictures: leave out those that cannot be read, and count and list them; else they end the run."""
     preset: str | None = None
     """tiny (the default: a minute on two cores), mini, small, and of gpt2 distilgpt2, gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl, of bert simple (no [CLS], no [SEP]), minilm, medium, base, large.
+    gpt2-xl, of bert simple (no [CLS], no [SEP]), minilm, medium, base, large; of vit and mae tiny and simple (no class
+    token), of vit tiny-PATCH, small-PATCH, base-PATCH, large-PATCH, huge-PATCH (8, 14, 16 or 32), of mae base, large,
+    huge.
     With --from there is one, finetune: 400 steps (600 with a --task), a low lr, the sizes of the source."""
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
@@ -540,7 +546,9 @@ class Train:
     """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
-    May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside.
+    May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
+    have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
+    erasing, drop_path; mae mask_ratio.
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
     With --from, dropout is the only field of the model that may differ."""
     seed: int | None = None
@@ -563,6 +571,8 @@ class Train:
             )
         if self.truncate:
             given["truncate"] = "true"
+        if self.skip_unreadable:
+            given["skip_unreadable"] = "true"
         columns = dict(_pair(text, "--column") for text in self.column)
         begun = saved_facts(self.out) if self.resume else {}
         threads = fix_threads(begun.get("settings", {}).get("threads") or given.get("threads"))

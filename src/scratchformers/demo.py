@@ -1,15 +1,20 @@
 """`make demo`: each model learns something small while one watches, and a page shows what it learnt.
 
-Needs no network and no data but what comes with Python.
+Needs no network, and no data but what comes with Python and, for pictures, with scikit-learn (the `demo` extra).
 """
 
 import base64
 import html
+import io
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from scratchformers.checkpoints import files
 from scratchformers.tasks import Completer, MaskFiller
@@ -18,6 +23,7 @@ from scratchformers.training.language import Masked, NextToken
 from scratchformers.training.loop import Run
 from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
+from scratchformers.training.vision import Classes, Painting
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -130,6 +136,120 @@ def _filled(filler: MaskFiller) -> str:
     return f"<pre>{'<br><br>'.join(shown)}</pre>"
 
 
+DIGITS = {"image": "8", "patch": "2", "channels": "1", "dim": "64", "flip": "false", "lr": "0.003"}
+WINDOW, SIDE = 64, 32  # pixels of a photograph that become one picture, and their number then
+
+
+def vit(out: Path, show: Callable[[Run], None]) -> str:
+    """A tiny ViT on handwritten digits of 8 x 8 pixels."""
+    if (datasets := _datasets()) is None:
+        return _missing("ViT")
+    found = datasets.load_digits()
+    data, folder = out / "data" / "digits.npz", out / "vit"
+    _pack(data, np.rint(found.images * (255 / 16)).astype(np.uint8), labels=found.target)
+    _remove_earlier(folder, data)
+    print("ViT learns to read handwritten digits.")
+    run, _ = open_run(Request("vit", folder, data, given=DIGITS))
+    task, settings, began = run.task, run.settings, time.monotonic()
+    assert isinstance(task, Classes)
+    show(run)
+    best = max((r for r in log.read(folder / "log.jsonl") if "valid_loss" in r), key=lambda r: r["valid_accuracy"])
+    facts = {
+        "pictures": f"{len(found.images):,} digits of 8 x 8 pixels, each cut into 16 patches; every tenth held out",
+        "model": _sizes(task.model),
+        "training": f"{settings.steps} steps of {settings.batch} pictures, {time.monotonic() - began:.0f} seconds on "
+        f"{run.device} with {settings.threads} threads",
+        "right": f"{best['valid_accuracy']:.1%} of the digits it never saw; always naming the most frequent one, "
+        f"{task.baselines['most_frequent_accuracy']:.1%}",
+    }
+    return f"""<h2>ViT</h2>
+<p>It read pictures as BERT reads text, a patch for a word, and learnt which digit each shows.</p>
+{_table(facts)}
+<p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
+<h3>Digits it never saw, and what it says they are</h3>
+<p>{_picture(_last_drawn(folder), "Digits and the model's answers")}</p>
+<p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own pictures, a folder for each class:
+<code>scratchformers train vit --data FOLDER --out runs/classes</code>, then
+<code>scratchformers classify photo.jpg --model runs/classes/model</code>.</p>"""
+
+
+def mae(out: Path, show: Callable[[Run], None]) -> str:
+    """A tiny masked autoencoder on windows of two photographs, of which it never sees the middle fifth."""
+    if (datasets := _datasets()) is None:
+        return _missing("ViT-MAE")
+    photographs = datasets.load_sample_images().images
+    data, valid, folder = out / "data" / "windows.npz", out / "data" / "unseen.npz", out / "mae"
+    _pack(data, np.concatenate([_windows(photographs, *part, 750) for part in ((0.0, 0.4), (0.6, 1.0))]))
+    _pack(valid, _windows(photographs, 0.4, 0.6, 100))
+    _remove_earlier(folder, data)
+    print("ViT-MAE learns to paint what is hidden of two photographs.")
+    run, _ = open_run(Request("mae", folder, data, valid))
+    task, settings, began = run.task, run.settings, time.monotonic()
+    assert isinstance(task, Painting)
+    show(run)
+    facts = {
+        "pictures": f"1,500 windows of two photographs, {SIDE} x {SIDE} pixels; 100 of the middle, which it never saw",
+        "model": f"{_sizes(task.model)}; the decoder has {task.model.config.decoder_depth}",
+        "training": f"{settings.steps} steps of {settings.batch} pictures, {time.monotonic() - began:.0f} seconds on "
+        f"{run.device} with {settings.threads} threads",
+        "validation loss": f"{run.best:.3f}, the mean square error of a hidden pixel, where black is -1 and white 1; "
+        f"painting everything in the mean colour costs {task.trivial:.3f}",
+    }
+    return f"""<h2>ViT-MAE</h2>
+<p>Three quarters of every picture were hidden from it, and it learnt to paint them from the rest. What it makes of the
+visible patches can serve another task: <code>scratchformers train vit --from MODEL</code>.</p>
+{_table(facts)}
+<p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
+<h3>Windows it never saw: as they are, as it saw them, what it painted, and both together</h3>
+<p>{_picture(_last_drawn(folder), "Pictures, masked and painted")}</p>
+<p>The trained model is <code>{html.escape(str(folder / "model"))}</code>. Your own pictures:
+<code>scratchformers train mae --data FOLDER --out runs/painter</code>, then
+<code>scratchformers reconstruct photo.jpg --model runs/painter/model --out panel.png</code>.</p>"""
+
+
+def _datasets() -> Any:
+    """scikit-learn's, or None where it is not installed."""
+    try:
+        from sklearn import datasets
+    except ImportError:
+        return None
+    return datasets
+
+
+def _missing(name: str) -> str:
+    return (
+        f"<h2>{name}</h2><p>Its pictures come with scikit-learn: <code>pip install 'scratchformers[demo]'</code>.</p>"
+    )
+
+
+def _pack(path: Path, images: np.ndarray, **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, images=images, **more)
+    files.write_bytes(path, content.getvalue())
+
+
+def _windows(photographs: Sequence[np.ndarray], start: float, end: float, count: int) -> np.ndarray:
+    """Windows drawn from between these shares of the photographs' widths, (count, SIDE, SIDE, 3)."""
+    draw, found = np.random.RandomState(0), []
+    for i in range(count):
+        photograph = photographs[i % len(photographs)]
+        height, width = photograph.shape[:2]
+        y, x = draw.randint(height - WINDOW), draw.randint(int(width * start), int(width * end) - WINDOW)
+        image = Image.fromarray(photograph[y : y + WINDOW, x : x + WINDOW])
+        found.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+    return np.stack(found)
+
+
+def _sizes(model: Any) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{count:,} parameters, {model.config.depth} blocks of {model.config.heads} heads"
+
+
+def _last_drawn(folder: Path) -> Path:
+    return max((folder / "pictures").glob("step-*.png"), key=lambda path: int(path.stem.partition("-")[2]))
+
+
 def _remove_earlier(folder: Path, data: Path) -> None:
     """Removes the run of an earlier demo, finished or killed, and no other."""
     going = folder.with_name(f".{folder.name}.tmp")
@@ -165,4 +285,4 @@ def _picture(path: Path, what: str) -> str:
     return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2, bert)
+SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2, bert, vit, mae)

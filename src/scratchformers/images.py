@@ -126,10 +126,13 @@ class Preprocess:
         """Of pixels of 8 bit, float32."""
         if pixels.mode != _mode(len(self.mean)):
             raise ValueError(f"The pixels are {pixels.mode}: expected {_mode(len(self.mean))}, as `pixels` gives them.")
-        x = torch.from_numpy(np.stack([np.asarray(band) for band in pixels.split()], dtype=np.float32))
+        x = np.stack([np.asarray(band) for band in pixels.split()], dtype=np.float32)
         # Dividing by 255 gives the floats of torchvision, which divides too, and of transformers, which multiplies by
-        # 1/255 in float64: the same for every level.
-        return x.div_(1 / self.rescale).sub_(_column(self.mean)).div_(_column(self.std))
+        # 1/255 in float64: the same for every level. By numpy, for many threads do not speed up what is so small.
+        x /= np.float32(1 / self.rescale)
+        x -= _column(self.mean).numpy()
+        x /= _column(self.std).numpy()
+        return torch.from_numpy(x)
 
     def picture(self, x: Float[Tensor, "c h w"]) -> Image.Image:
         """`tensor` undone; what no picture has is clipped to black or white, NaN is black."""

@@ -13,6 +13,7 @@ import torch
 
 import scratchformers
 from scratchformers.checkpoints import files, hub
+from scratchformers.grid import height_width
 from scratchformers.models import load
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -20,39 +21,118 @@ README, CURVE = "README.md", "loss.png"
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a kind of model reads, and what a run says of that."""
+
+    counted: str  # of a run's data
+    scored: str  # of its steps
+    theirs: tuple[str, str]  # the class of transformers that prepares it, and what to call that
+    limits: str
+
+
+TOKENS = Reads(
+    "tokens", "tokens scored", ("AutoTokenizer", "tokenizer"),
+    "It was trained on {seen:,} tokens, drawn from a text of {count:,} tokens. Nothing was done to keep out what is "
+    "wrong, private or offensive in it, and it may repeat passages of it.",
+)  # fmt: skip
+LABELS = Reads(
+    "examples", "labels scored", TOKENS.theirs,
+    "It was trained on {seen:,} labels, of {count:,} examples. Nothing was done to keep out what is wrong, private or "
+    "offensive in it, and it may repeat passages of it.",
+)  # fmt: skip
+PICTURES = Reads(
+    "pictures", "pictures seen", ("AutoImageProcessor", "processor"),
+    "It was trained on {count:,} pictures, each seen {times:.1f} times. Nothing was done to keep out what is wrong, "
+    "private or offensive in them.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Use:
-    """What a kind of model is for: the hub's word for it, the class of transformers, and lines of ours that use it."""
+    """What a kind of model is for: the hub's word for it, the class of transformers, lines of ours that use it, and
+    what its loss is in."""
 
     tag: str
     theirs: str
-    ours: tuple[str, str]
+    ours: tuple[str, ...]
+    loss: str
+    reads: Reads = TOKENS
 
 
+def _task(name: str, line: str) -> tuple[str, ...]:
+    return "import scratchformers as sf", "", f'task = sf.{name}.from_pretrained("{{name}}")', line
+
+
+_STATES = (
+    "import scratchformers as sf",
+    "from PIL import Image",
+    "",
+    'model, preprocess = sf.load("{name}"), sf.load_preprocess("{name}")',
+    'print(model.encode(preprocess(Image.open("photo.jpg"))[None]).shape)',
+)
+_PAINTED = _task("Reconstructor", 'task("photo.jpg").pasted.save("painted.png")')
 USES = {
     "GPT2LMHeadModel": Use(
-        "text-generation", "AutoModelForCausalLM", ("Completer", 'print(task("Once upon a time").text)')
+        "text-generation", "AutoModelForCausalLM", _task("Completer", 'print(task("Once upon a time").text)'),
+        "nats a token",
     ),
-    "BertForMaskedLM": Use("fill-mask", "AutoModelForMaskedLM", ("MaskFiller", 'print(task("A text with a [MASK]."))')),
+    "BertForMaskedLM": Use(
+        "fill-mask", "AutoModelForMaskedLM", _task("MaskFiller", 'print(task("A text with a [MASK]."))'), "nats a token"
+    ),
     "BertForSequenceClassification": Use(
-        "text-classification", "AutoModelForSequenceClassification", ("TextClassifier", 'print(task("A text."))')
+        "text-classification", "AutoModelForSequenceClassification", _task("TextClassifier", 'print(task("A text."))'),
+        "nats a label", LABELS,
     ),
     "BertForTokenClassification": Use(
-        "token-classification", "AutoModelForTokenClassification", ("TextClassifier", 'print(task("A text."))')
+        "token-classification", "AutoModelForTokenClassification", _task("TextClassifier", 'print(task("A text."))'),
+        "nats a label", LABELS,
     ),
     "BertModel": Use(
-        "sentence-similarity", "AutoModel", ("SentenceEncoder", 'print(task(["A text.", "Another."]).shape)')
+        "sentence-similarity", "AutoModel", _task("SentenceEncoder", 'print(task(["A text.", "Another."]).shape)'),
+        "nats a token",
     ),
-}
+    "ViTForImageClassification": Use(
+        "image-classification", "AutoModelForImageClassification", _task("ImageClassifier", 'print(task("photo.jpg"))'),
+        "nats a picture", PICTURES,
+    ),
+    "ViTModel": Use("image-feature-extraction", "AutoModel", _STATES, "", PICTURES),
+    "ViTMAEForPreTraining": Use(
+        "image-feature-extraction", "AutoModelForPreTraining", _PAINTED,
+        "(mean squared error of what was hidden)", PICTURES,
+    ),
+    "ViTMAEModel": Use("image-feature-extraction", "AutoModel", _STATES, "", PICTURES),
+}  # fmt: skip
 USES["BertForPreTraining"] = USES["BertForMaskedLM"]
 USES["BertForNextSentencePrediction"] = dataclasses.replace(
     USES["BertModel"], tag="text-classification", theirs="AutoModelForNextSentencePrediction"
 )
+# How training pictures were changed, by the settings that say it.
+CHANGES = {
+    "crop": "crops of at least {:.0%} of them", "shift": "shifts by up to {} pixels", "flip": "flips",
+    "randaugment": "{} operations of RandAugment", "mixup": "Mixup ({})", "cutmix": "CutMix ({})",
+    "erasing": "a rectangle erased of {:.0%}",
+}  # fmt: skip
+UNCHANGED = {"crop": 1.0}
 
 
 def use_of(model: Any) -> Use:
     layout = model.layouts[0]
     said = {**layout.write(model.config), **layout.describe(model)}
     return USES[said["architectures"][0]]
+
+
+# Who reads a layout besides us, what the card says of that, and how its weights are loaded there.
+TRANSFORMERS = ("transformers", "in the layout that Hugging Face's transformers reads")
+TIMM = ("timm", "in the layout that timm reads")
+OURS = ("scratchformers", "in a layout of ScratchFormers' own: Hugging Face's transformers has no such model")
+
+
+def read_by(model: Any) -> tuple[str, str]:
+    """A model's layouts begin with that of transformers; its own are called so."""
+    layout = model.saved_as()
+    if layout is model.layouts[0]:
+        return TRANSFORMERS
+    return OURS if layout.model_type.startswith("scratchformers-") else TIMM
 
 
 @dataclass(frozen=True)
@@ -67,8 +147,9 @@ class Wanted:
 def export(source: Path, out: Path, *, dtype: str | None = None, overwrite: bool = False, wanted: Wanted) -> list[str]:
     """Writes the checkpoint of a run's folder, or of a model's, into `out`; returns the names of the files.
 
-    Weights are stored as the source stores them, unless `dtype` says otherwise. Raises ValueError where `out` is the
-    source, or holds anything and `overwrite` is not set; what else lies in it stays.
+    The layout is that of transformers, where it can express the model, else the source's, or our own. Weights are
+    stored as the source stores them, unless `dtype` says otherwise. Raises ValueError where `out` is the source, or
+    holds anything and `overwrite` is not set; what else lies in it stays.
     """
     run, folder = _run(source)
     _check(source, folder, out, overwrite)
@@ -76,6 +157,8 @@ def export(source: Path, out: Path, *, dtype: str | None = None, overwrite: bool
     stored = next(iter(files.read_tensors(weights).values())).dtype
     chosen = DTYPES[dtype] if dtype else stored if stored.is_floating_point else torch.float32
     model = load(folder, dtype=chosen)
+    if model.layout != model.layouts[0].model_type and model.layouts[0].holds(model.config):
+        model.published = {}  # which belongs to another layout: it is saved in that of transformers
     model.save_pretrained(out)
     name = wanted.name or out.absolute().name
     card = hub.model_card(_body(model, run, name), **_data(model, run, wanted, name))
@@ -132,8 +215,10 @@ def _check(source: Path, folder: Path, out: Path, overwrite: bool) -> None:
 
 def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, Any]:
     """The card's head, as huggingface_hub names things."""
-    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": use_of(model).tag, "model_name": name}
-    data["tags"] = ["scratchformers", str(model.published.get("model_type", type(model).__name__.lower()))]
+    (library, _), use = read_by(model), use_of(model)
+    data: dict[str, Any] = {"library_name": library, "pipeline_tag": use.tag, "model_name": name}
+    kind = model.saved_as().model_type if library == "transformers" else type(model).__name__.lower()
+    data["tags"] = ["scratchformers", kind]
     data |= {key: value for key in ("license", "language") if (value := getattr(wanted, key)) is not None}
     if run is not None:
         source = run.facts["paths"]["source"]
@@ -141,9 +226,10 @@ def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, 
             data["base_model"] = source
         if run.best is not None:
             best = {name.removeprefix("valid_"): value for name, value in run.best.items() if name.startswith("valid_")}
-            if use_of(model).tag in ("text-generation", "fill-mask"):
+            if use.loss == "nats a token":
                 best["perplexity"] = math.exp(best["loss"])
-            data["results"] = {"dataset": run.named, **{name.capitalize(): (name, x) for name, x in best.items()}}
+            known = {"dataset": run.named, "type": "image" if use.reads is PICTURES else "text"}
+            data["results"] = known | {name.capitalize(): (name, x) for name, x in best.items()}
     return data
 
 
@@ -153,11 +239,11 @@ def _body(model: Any, run: _Run | None, name: str) -> str:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     said = [
         f"# {name}",
-        f"A {kind} of {size:,} parameters, stored as {dtype}, in the layout that Hugging Face's transformers reads.",
+        f"{kind} of {size:,} parameters, stored as {dtype}, {read_by(model)[1]}.",
     ]
-    said += [_table([(key, "as follows from dim" if value is None else value) for key, value in config.items()])]
+    said += [_table([(key, _follows(key) if value is None else value) for key, value in config.items()])]
     said += (
-        _training(run)
+        _training(run, use_of(model), model)
         if run
         else ["## Training", "How it was trained is not known to ScratchFormers, which wrote this card."]
     )
@@ -166,60 +252,73 @@ def _body(model: Any, run: _Run | None, name: str) -> str:
     return "\n\n".join([*said, versions]) + "\n"
 
 
-def _training(run: _Run) -> list[str]:
-    facts, best = run.facts, run.best
+def _follows(field: str) -> str:
+    """What a field means that is None."""
+    return f"as follows from {field.replace('hidden', 'dim')}" if field.endswith("hidden") else "none"
+
+
+def _training(run: _Run, use: Use, model: Any) -> list[str]:
+    facts, best, reads = run.facts, run.best, use.reads
     steps = [record for record in run.log if "loss" in record]
     seconds, seen = sum(record["seconds"] for record in steps), sum(record["targets"] for record in steps)
     source = facts["paths"]["source"]
     begun = "from nothing" if not source else f"from {source if not Path(source).is_absolute() else Path(source).name}"
-    trained, held = facts["data"], facts["valid"]
-    unit = "tokens" if "tokens" in trained else "examples"
+    count, unit = facts["data"][reads.counted], reads.counted
     said = ["## Training"]
     said.append(
-        f"Trained {begun} on `{run.named}`: {trained[unit]:,} {unit} (sha256 `{trained['sha256']}`), validated on "
-        f"{held[unit]:,} others (sha256 `{held['sha256']}`). Tokeniser: {facts['tokenizer']['vocab']} ids."
+        f"Trained {begun} on `{run.named}`: {count:,} {unit} (sha256 `{facts['data']['sha256']}`), validated on "
+        f"{facts['valid'][unit]:,} others (sha256 `{facts['valid']['sha256']}`). {_read(facts, model)}"
     )
     versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
     said.append(
         f"{len(steps):,} of {facts['settings']['steps']:,} steps in {seconds:,.0f} seconds of training on "
-        f"{facts['device']}, {seen:,} {'tokens' if unit == 'tokens' else 'labels'} scored; {versions}."
+        f"{facts['device']}, {seen:,} {reads.scored}; {versions}."
     )
-    said += [] if best is None else [_achieved(run, best)]
+    said += [] if best is None else [_achieved(run, use, best)]
     if (run.folder / CURVE).is_file():
         said.append(f"![loss by step]({CURVE})")
     said += ["Settings:", _table(facts["settings"].items())]
     said += ["## Limits"]
-    what = "drawn from a text of" if unit == "tokens" else "of"
-    said.append(
-        f"It was trained on {seen:,} {'tokens' if unit == 'tokens' else 'labels'}, {what} {trained[unit]:,} {unit}. "
-        "Nothing was done to keep out what is wrong, private or offensive in it, and it may repeat passages of it. "
-        "Besides what is said above of the held-out data, nothing about it was measured."
-    )
+    limits = [reads.limits.format(seen=seen, count=count, times=seen / count)]
+    if use.tag == "image-classification":
+        limits.append(f"It calls a picture by one of its {len(model.head.labels)} classes, whatever it shows.")
+    limits.append("Besides what is said above of the held-out data, nothing about it was measured.")
+    said.append(" ".join(limits))
     return said
 
 
-def _achieved(run: _Run, best: Mapping[str, Any]) -> str:
+def _read(facts: Mapping[str, Any], model: Any) -> str:
+    """How the data became what the model reads."""
+    if "tokenizer" in facts:
+        return f"Tokeniser: {facts['tokenizer']['vocab']} ids."
+    height, width = height_width(model.config.image)
+    settings = {name: value for name, value in facts["settings"].items() if name in CHANGES}
+    done = [CHANGES[name].format(value) for name, value in settings.items() if value != UNCHANGED.get(name, 0)]
+    changed = f"changed at random by {', '.join(done)}" if done else "never changed"
+    return f"Read at {height} x {width} pixels (height x width); those trained on were {changed}."
+
+
+def _achieved(run: _Run, use: Use, best: Mapping[str, Any]) -> str:
     loss, first = best["valid_loss"], next((record for record in run.log if "trivial_loss" in record), {})
     nothing = f"; knowing nothing costs {first['trivial_loss']:.4f}" if first else ""
-    words = run.facts.get("task") is None
-    figures = f"Validation loss {loss:.4f} nats a {'token' if words else 'label'}"
-    figures += f" (perplexity {math.exp(loss):.2f})" if words else ""
+    figures = f"Validation loss {loss:.4f} {use.loss}"
+    figures += f" (perplexity {math.exp(loss):.2f})" if use.loss == "nats a token" else ""
     others = {name.removeprefix("valid_"): x for name, x in best.items() if name.startswith("valid_")}
     figures += "".join(f", {name} {value:.4f}" for name, value in others.items() if name != "loss")
     return f"{figures}, at step {best['step']:,}, the best of the run{nothing}."
 
 
 def _use(model: Any, name: str) -> str:
-    use, tokenizer = use_of(model), bool(model.assets)
-    ours = ["import scratchformers as sf", ""]
-    theirs = [f"from transformers import {use.theirs}{', AutoTokenizer' if tokenizer else ''}", ""]
-    if tokenizer:
-        ours += [f'task = sf.{use.ours[0]}.from_pretrained("{name}")', use.ours[1]]
-        theirs += [f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
-    else:
-        ours += [f'model = sf.load("{name}")']
+    (library, _), use, prepared = read_by(model), use_of(model), bool(model.assets)
+    ours = use.ours if prepared else ("import scratchformers as sf", "", 'model = sf.load("{name}")')
+    kind, called = use.reads.theirs
+    theirs = [f"from transformers import {use.theirs}{f', {kind}' if prepared else ''}", ""]
+    theirs += [f'{called} = {kind}.from_pretrained("{name}")'] if prepared else []
     theirs += [f'model = {use.theirs}.from_pretrained("{name}")']
-    return "```python\n" + "\n".join(ours) + "\n```\n\n```python\n" + "\n".join(theirs) + "\n```"
+    of_timm = ["import timm", "", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
+    others = {"transformers": [theirs], "timm": [of_timm], "scratchformers": []}[library]
+    blocks = [[line.format(name=name) for line in ours], *others]
+    return "\n\n".join("```python\n" + "\n".join(lines) + "\n```" for lines in blocks)
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:

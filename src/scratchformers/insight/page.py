@@ -6,6 +6,7 @@ It is made of our own source, not kept beside it: definitions are gathered by th
 
 import ast
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Module:
     path: str
     tree: ast.Module
     lines: list[str]
-    definitions: dict[str, ast.stmt]  # by the names they define
+    definitions: dict[str, list[ast.stmt]]  # by the names they define, with what adds to them
     imports: dict[str, tuple[str, str]]  # name here -> (module, name there or "")
     models: list[str]  # the classes that loaded and saved, which is what makes them models
 
@@ -59,11 +60,9 @@ def page(name: str) -> str:
         raise ValueError(f"There is no model {name!r}: expected one of {', '.join(names())}.")
     own = _read(f"{PACKAGE}.models.{name}")
     needed = _gather(own, ["PRESETS", *own.models])
-    presets = own.definitions["PRESETS"]
-    values = presets.value if isinstance(presets, ast.Assign | ast.AnnAssign) else None
-    first = ast.literal_eval(values.keys[0]) if isinstance(values, ast.Dict) and values.keys[0] else ""
+    first = next(key for node in own.definitions["PRESETS"] for key in _keys(node))
     about = ast.get_docstring(own.tree) or ""
-    model = own.definitions[own.models[-1]]
+    (model,) = own.definitions[own.models[-1]]
     unset = [_unset(node) for node in ast.walk(model) if isinstance(node, ast.Assign)]
     parts = (
         f"\nSet {', '.join(filter(None, unset))} first, where the weights have them, and another head.\n"
@@ -81,23 +80,69 @@ def page(name: str) -> str:
     return "\n\n".join(parts[:3]) + "".join(f"\n\n\n{part}" for part in parts[3:]) + "\n"
 
 
-def _read(dotted: str) -> Module:
-    path = ROOT.joinpath(*dotted.split(".")[1:]).with_suffix(".py")
+def _read(dotted: str, fields: frozenset[str] | None = None) -> Module:
+    """`fields` are those of the model's config, where not all are this file's own."""
+    path = _path(dotted)
     written = path.read_text(encoding="utf-8")
-    text = _plain(written)
+    source = ast.parse(written)
+    text = _plain(written, _fields(source) if fields is None else fields)
     tree = ast.parse(text)
-    definitions: dict[str, ast.stmt] = {}
-    imports: dict[str, tuple[str, str]] = {}
+    definitions: dict[str, list[ast.stmt]] = {}
+    imports = {name: (there, name) for there, name in _reached(source)}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             imports |= {each.asname or each.name: (node.module or "", each.name) for each in node.names}
         elif isinstance(node, ast.Import):
             imports |= {each.asname or each.name: (each.name, "") for each in node.names}
         else:
-            definitions |= dict.fromkeys(_defined(node), node)
-    kinds = [node for node in ast.parse(written).body if isinstance(node, ast.ClassDef)]
+            for name in _defined(node):
+                definitions.setdefault(name, []).append(node)
+    kinds = [node for node in source.body if isinstance(node, ast.ClassDef)]
     models = [node.name for node in kinds if any(_is(base, MIXIN) for base in node.bases)]
     return Module(path.relative_to(ROOT).as_posix(), tree, text.splitlines(), definitions, imports, models)
+
+
+def _path(dotted: str) -> Path:
+    return ROOT.joinpath(*dotted.split(".")[1:]).with_suffix(".py")
+
+
+def _fields(tree: ast.Module) -> frozenset[str]:
+    """Of the dataclasses in a file."""
+    kinds = [node for node in tree.body if isinstance(node, ast.ClassDef) and _keeps_fields(node)]
+    return frozenset(name for kind in kinds for node in kind.body for name in _defined(node))
+
+
+def _keeps_fields(node: ast.ClassDef) -> bool:
+    """Whether its annotations say what it holds."""
+    return any("dataclass" in ast.unparse(each) for each in node.decorator_list) or any(
+        _is(base, "NamedTuple") for base in node.bases
+    )
+
+
+def _files(tree: ast.Module) -> dict[str, str]:
+    """Our files that are imported as such, by their names here: `grid` of `from scratchformers import grid`."""
+    found = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE)]
+    named = {each.asname or each.name: f"{node.module}.{each.name}" for node in found for each in node.names}
+    return {name: dotted for name, dotted in named.items() if _path(dotted).is_file()}
+
+
+def _within(tree: ast.AST, files: dict[str, str]) -> list[tuple[ast.Attribute, str]]:
+    """What is reached through a file, `grid.take`, and that file."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    named = [(node, node.value.id) for node in found if isinstance(node.value, ast.Name)]
+    return [(node, files[name]) for node, name in named if name in files]
+
+
+def _reached(tree: ast.Module) -> set[tuple[str, str]]:
+    return {(there, node.attr) for node, there in _within(tree, _files(tree))}
+
+
+def _keys(node: ast.stmt) -> Iterator[str]:
+    """Those that a statement puts into a table, as far as they are written out."""
+    if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+        yield from (ast.literal_eval(key) for key in node.value.keys if isinstance(key, ast.Constant))
+    if isinstance(node, ast.Assign):
+        yield from (ast.literal_eval(each.slice) for each in node.targets if isinstance(each, ast.Subscript))
 
 
 def _unset(node: ast.Assign) -> str:
@@ -111,6 +156,7 @@ def _defined(node: ast.stmt) -> list[str]:
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     every = [each for target in targets for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    every = [each.value if isinstance(each, ast.Subscript) else each for each in every]
     return [each.id for each in every if isinstance(each, ast.Name)]
 
 
@@ -120,16 +166,17 @@ def _defined(node: ast.stmt) -> list[str]:
 def _gather(own: Module, roots: list[str]) -> list[tuple[Module, list[ast.stmt]]]:
     """The files needed, each after those it needs, with the statements needed of each in their own order."""
     modules, order, wanted = {own.path: own}, list[str](), dict[str, set[str]]()
+    fields = _fields(own.tree)
 
     def visit(module: Module, name: str) -> None:
         if name in wanted.setdefault(module.path, set()):
             return
         wanted[module.path].add(name)
-        for used in _used([module.definitions[name]]):
+        for used in _used(module.definitions[name]):
             if used in module.definitions:
                 visit(module, used)
             elif (found := module.imports.get(used)) and found[0].split(".")[0] == PACKAGE and found[1] != MIXIN:
-                other = _read(found[0])
+                other = _read(found[0], fields)
                 visit(modules.setdefault(other.path, other), found[1])
         if module.path not in order and module is not own:
             order.append(module.path)
@@ -137,12 +184,24 @@ def _gather(own: Module, roots: list[str]) -> list[tuple[Module, list[ast.stmt]]
     for root in roots:
         visit(own, root)
     files = [modules[path] for path in [*order, own.path]]
-    nodes = {m.path: {id(m.definitions[name]) for name in wanted[m.path]} for m in files}
+    nodes = {m.path: {id(node) for name in wanted[m.path] for node in m.definitions[name]} for m in files}
     return [(m, [node for node in m.tree.body if id(node) in nodes[m.path]]) for m in files]
 
 
 def _used(nodes: Iterable[ast.AST]) -> set[str]:
-    return {each.id for node in nodes for each in ast.walk(node) if isinstance(each, ast.Name)}
+    """The names that mean something outside of these."""
+    found = set[str]()
+    for node in nodes:
+        own = {node.id} if isinstance(node, ast.Name) else set()
+        within = own | _used(ast.iter_child_nodes(node))
+        found |= within - _bound(node) if isinstance(node, ast.FunctionDef) else within
+    return found
+
+
+def _bound(function: ast.FunctionDef) -> set[str]:
+    """Its arguments and variables."""
+    stored = {each.id for each in ast.walk(function) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    return stored | {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
 
 
 def _imports(needed: list[tuple[Module, list[ast.stmt]]]) -> Iterator[str]:
@@ -188,33 +247,69 @@ def _spaced(module: Module, nodes: list[ast.stmt]) -> str:
 Edit = tuple[int, int, bytes]  # from one byte to another, and what to put there
 
 
-def _plain(text: str) -> str:
-    """The file without annotations, but for the fields of dataclasses; shapes become a comment where there is room."""
+def _plain(text: str, fields: frozenset[str]) -> str:
+    """The file without annotations, but for the fields of dataclasses and named tuples; shapes become a comment where
+    there is room. What is reached through a file, `grid.take`, loses the file's name, and what a config checks of
+    others than `fields` is left out."""
+    text = re.sub("  # noqa.*", "", text)
     source, tree = text.encode(), ast.parse(text)
     starts = [0, *itertools.accumulate(len(line) for line in source.splitlines(keepends=True))]
-    named = (
-        (name, _shape(node.value, {})) for node in tree.body if isinstance(node, ast.Assign) for name in _defined(node)
-    )
-    shapes = {name: shape for name, shape in named if shape}
+    shapes = _shapes(tree)
     edits = [edit for node in ast.walk(tree) for edit in _edits(node, source, starts, shapes)]
-    for first, last, new in sorted(edits, reverse=True):
-        source = source[:first] + new + source[last:]
+    reached = _within(tree, _files(tree))
+    bound = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in _bound(node)}
+    if taken := {node.attr for node, _ in reached} & bound:
+        raise AssertionError(f"{taken} of another file is a variable here: give one another name")
+    edits += [(*_place(node, starts), node.attr.encode()) for node, _ in reached]
+    conditions = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    edits += [_lines(node, starts) for node in conditions if _checks_others(node, fields)]
+    done = len(source)
+    for first, last, new in sorted(_outermost(edits), reverse=True):
+        assert last <= done, "two edits of one place"
+        source, done = source[:first] + new + source[last:], first
     lines = source.decode().splitlines()
     doubled = (a == b == "" and c[:1] == " " for a, b, c in zip(lines, lines[1:], [*lines[2:], ""]))
     return "\n".join(line for line, drop in zip(lines, [*doubled, False]) if not drop) + "\n"
+
+
+def _outermost(edits: list[Edit]) -> list[Edit]:
+    """Without those that lie within another."""
+    return [(a, b, new) for a, b, new in edits if not any((c, d) != (a, b) and c <= a and b <= d for c, d, _ in edits)]
+
+
+def _shapes(tree: ast.Module) -> dict[str, str]:
+    """Of the names for annotations, those imported of our files too."""
+    assigned = [(name, node.value) for node in tree.body if isinstance(node, ast.Assign) for name in _defined(node)]
+    found = {name: shape for name, value in assigned if (shape := _shape(value, {}))}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and _path(node.module).is_file():
+            other = _shapes(ast.parse(_path(node.module).read_text(encoding="utf-8")))
+            found |= {each.asname or each.name: other[each.name] for each in node.names if each.name in other}
+    return found
+
+
+def _checks_others(node: ast.If, fields: frozenset[str]) -> bool:
+    """`if field.name == "x"`, where no field is called x."""
+    compared = [each for each in ast.walk(node.test) if isinstance(each, ast.Compare)]
+    names = [each.comparators[0] for each in compared if ast.unparse(each.left) == "field.name"]
+    return any(isinstance(name, ast.Constant) and name.value not in fields for name in names)
+
+
+def _lines(node: ast.stmt, starts: list[int]) -> Edit:
+    return starts[node.lineno - 1], starts[node.end_lineno or 0], b""
 
 
 def _edits(node: ast.AST, source: bytes, starts: list[int], named: dict[str, str]) -> Iterator[Edit]:
     if isinstance(node, ast.FunctionDef):
         yield _signature(node, source, starts, named)
     elif isinstance(node, ast.ClassDef):
-        kept = any("dataclass" in ast.unparse(each) for each in node.decorator_list)
+        kept = _keeps_fields(node)
         is_model = any(_is(base, MIXIN) for base in node.bases)
         for each in node.body:
-            if not kept and isinstance(each, ast.AnnAssign):
-                yield _bare(each, starts)
+            if isinstance(each, ast.AnnAssign):
+                yield from _tensors(each.annotation, starts, named) if kept else [_bare(each, starts)]
             elif is_model and isinstance(each, ast.Assign) and {"config_class", "presets"} & {*_defined(each)}:
-                yield starts[each.lineno - 1], starts[each.end_lineno or 0], b""
+                yield _lines(each, starts)
         if is_model:
             yield from ((*_place(base, starts), b"nn.Module") for base in node.bases if _is(base, MIXIN))
             calls = (each for each in ast.walk(node) if isinstance(each, ast.Call) and each.args)
@@ -233,8 +328,15 @@ def _place(node: ast.expr | ast.stmt | ast.arg, starts: list[int]) -> tuple[int,
 def _bare(node: ast.AnnAssign, starts: list[int]) -> Edit:
     """Its annotation goes, and where there is no value the whole line."""
     if node.value is None:
-        return starts[node.lineno - 1], starts[node.end_lineno or 0], b""
+        return _lines(node, starts)
     return _place(node.target, starts)[1], _place(node.annotation, starts)[1], b""
+
+
+def _tensors(annotation: ast.expr, starts: list[int], named: dict[str, str]) -> Iterator[Edit]:
+    """Of a field that stays, the shape goes: Tensor for Float[Tensor, "b n"]."""
+    for each in ast.walk(annotation):
+        if isinstance(each, ast.Name | ast.Subscript) and _shape(each, named):
+            yield *_place(each, starts), b"Tensor"
 
 
 def _signature(node: ast.FunctionDef, source: bytes, starts: list[int], named: dict[str, str]) -> Edit:
@@ -250,6 +352,7 @@ def _signature(node: ast.FunctionDef, source: bytes, starts: list[int], named: d
     for each in every:
         each.annotation = None
     line = f"def {node.name}({ast.unparse(arguments)}):"
+    line = re.sub(r"'([^'\"\\]*)'", r'"\1"', line)  # the quotes that ruff wants
     said = ", ".join(shapes) + (f" -> {result}" if result else "")
     room = WIDTH - node.col_offset
     if len(line) > room:

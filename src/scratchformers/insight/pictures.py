@@ -1,14 +1,23 @@
-"""Pictures of what `record` found: attention head by head, and the logit lens. Arrays in, figures out; nothing is shown
-or written here (`figure.savefig` does that), and pyplot's global state is left alone."""
+"""Pictures of what `record` found: attention head by head, over a picture too, its rollout, and the logit lens.
 
-from collections.abc import Sequence
+Arrays in, figures out; nothing is shown or written here (`figure.savefig` does that), and pyplot's global state is left
+alone.
+"""
+
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
+from scratchformers.grid import cells
 from scratchformers.insight.record import Record
 
 MARKS = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
@@ -72,6 +81,70 @@ def attention_heads(weights: np.ndarray, tokens: Sequence[str], *, numbers: Sequ
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             _said(label)
     figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=0.8 / rows**0.5, aspect=30).set_label("weight", fontsize=8)
+    _said(figure.suptitle(title, fontsize=10))
+    return figure
+
+
+def rollout(attention: Iterable[Float[Tensor, "b h t s"]]) -> Float[Tensor, "b t s"]:
+    """What each token's last state owes to each token's first, if nothing but attention moved anything: of every layer
+    the mean over heads, half of it and half the residual, multiplied from the first to the last (Abnar and Zuidema
+    2020, section 3). Rows sum to 1."""
+    whole: Any = None
+    for weights in attention:
+        step = weights.mean(1)
+        step = step + torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
+        step = step / step.sum(-1, keepdim=True)
+        whole = step if whole is None else step @ whole
+    if whole is None:
+        raise ValueError("There is no attention to roll out: call the model within `record`.")
+    return whole
+
+
+def as_read(model: Any, weights: Float[Tensor, "*n t s"]) -> tuple[Float[Tensor, "*n y x"], Float[Tensor, "*n"]]:
+    """Of weights among the tokens of a picture those of what is read in the end, the class token, or where that is not
+    read, of all patches in the mean: on the patches, where they lie, and on the class token, 0 if there is none."""
+    before = int(model.class_token is not None)
+    row = weights[..., 0, :] if reads_class_token(model) else weights[..., before:, :].mean(-2)
+    return row[..., before:].unflatten(-1, cells(model.config.image, model.config.patch)), row[..., :before].sum(-1)
+
+
+def reads_class_token(model: Any) -> bool:
+    return model.class_token is not None and getattr(model.config, "pool", "class") == "class"
+
+
+def over_picture(
+    picture: Image.Image, maps: Sequence[np.ndarray], *, names: Sequence[str], label: str, title: str = ""
+) -> Figure:
+    """The picture, then each map of its patches (rows, columns) laid over it in grey, all in one scale.
+
+    The picture keeps its shape, whatever shape the model squeezed it into. The few largest values of all may have one
+    colour: a scale up to the very largest would leave the others dark.
+    """
+    count, (width, height) = len(maps) + 1, picture.size
+    columns = min(count, 5 if count > 8 else 4)
+    rows, shape, side = -(-count // columns), min(4.0, max(0.25, width / height)), 4.2 if count == 2 else 2.6
+    wide, high = max(1.6, side * min(1.0, shape)), max(0.8, side * min(1.0, 1 / shape))
+    figure = Figure(figsize=(columns * wide + 0.9, rows * (high + 0.3) + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    most = max(float(np.quantile(each, 0.995)) for each in maps) or 1.0
+    scale, extent = ScalarMappable(Normalize(0, most), cmap="inferno"), (0, width, height, 0)
+    panels[0, 0].imshow(picture, extent=extent)
+    panels[0, 0].set_title("as it is seen", fontsize=9)
+    for axes, values, name in zip(panels.flat[1:], maps, names):
+        axes.imshow(picture.convert("L"), extent=extent, cmap="gray", vmin=-90, vmax=345)
+        shares = (values / most).clip(0, 1)
+        axes.imshow(
+            values, extent=extent, cmap="inferno", vmin=0, vmax=most, alpha=0.35 + 0.5 * shares, interpolation="nearest"
+        )
+        axes.set_title(name, fontsize=9)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    above = any(float(each.max()) > most for each in maps)
+    bar = figure.colorbar(
+        scale, ax=panels, shrink=0.9 / rows**0.5, aspect=25, pad=0.01, extend="max" if above else "neither"
+    )
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     _said(figure.suptitle(title, fontsize=10))
     return figure
 

@@ -1,4 +1,4 @@
-"""What each model is verified against: the class of transformers, where to look within both, what both are given.
+"""What each model is verified against: the class of the library, where to look within both, what both are given.
 
 A model registers with values: a `Reference` under its class's name.
 """
@@ -10,18 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scratchformers.grid import cells, height_width
+from scratchformers.insight.inputs import PICTURE, TEXT, Inputs
+
 Case = dict[str, Tensor]  # the arguments of one call; `keep` among them marks what is compared
-Call = Callable[..., Tensor]
+Call = Callable[..., Tensor | Case]  # its output; or several results, of which `output` is the first
 
 
 @dataclass(frozen=True)
 class Reference:
-    kind: Callable[[Any], tuple[str, dict[str, Any]]]  # of our model: the class of transformers, and what it is told
-    places: Callable[[Any], list[tuple[str, str]]]  # of our model: our module, theirs, in order of execution
+    """A place is a module by its path; `blocks.input` is what the first of `blocks` is given. Theirs may be several
+    paths with " or " between, as the library's versions have it."""
+
+    kind: Callable[[Any], tuple[str, dict[str, Any]]]  # of our model: the library's class, and what it is told
+    places: Callable[[Any], list[tuple[str, str]]]  # of our model: our place, theirs, in order of execution
     cases: Callable[..., dict[str, Case]]  # of a config, a generator, and a text's ids where there is a tokeniser
     ours: Mapping[str, Call]  # ways in which ours computes the same; into `output` one can look
-    theirs: Call
+    theirs: Call  # what is named as one of the ways is compared with that, else the output
     published: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # of presets: bytes, sha256 of the weights
+    inputs: Inputs = TEXT
+    scores: Callable[[Any], bool] = lambda model: True  # whether the output of our model scores answers
+    library: str = "transformers"
+    others: Mapping[str, "Reference | str"] = field(default_factory=dict)
+    """For the layouts a model may have come in that have another reference, or, as a sentence says, none."""
 
 
 def written(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
@@ -92,6 +103,109 @@ def bert_places(model: Any) -> list[tuple[str, str]]:
     return [("dropout", f"{body}embeddings"), *blocks, *pooler, *next_sentence]
 
 
+def seen(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+    """For a model of pictures: noise of its size."""
+    return {"whole": {"images": torch.randn(2, config.channels, *height_width(config.image), generator=generator)}}
+
+
+def hidden(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+    """For a model that paints what is hidden: beside pictures, the noise that decides on it."""
+    (rows, columns), cases = cells(config.image, config.patch), seen(config, generator, text)
+    return {name: {**case, "noise": torch.rand(2, rows * columns, generator=generator)} for name, case in cases.items()}
+
+
+def _as(model: Any, images: Tensor) -> Tensor:
+    """In the precision of the model's weights."""
+    return images.to(next(model.parameters()).dtype)
+
+
+def classified(model: Any, images: Tensor) -> Tensor:
+    """What its head says, or its states; and besides, to be looked at, what the pooler says."""
+    images = _as(model, images)
+    if model.pooler is not None:
+        model.pooled(images)
+    return model.encode(images) if model.head is None else model(images)
+
+
+def vit_kind(model: Any) -> tuple[str, dict[str, Any]]:
+    kind = model.layouts[0].describe(model)["architectures"][0]
+    return kind, {"add_pooling_layer": model.pooler is not None} if kind == "ViTModel" else {}
+
+
+def stack(ours: str, theirs: tuple[str, ...], depth: int) -> list[tuple[str, str]]:
+    """Of blocks that the library's versions name differently."""
+    return [(f"{ours}.{i}", " or ".join(f"{name}.{i}" for name in theirs)) for i in range(depth)]
+
+
+def vit_places(model: Any) -> list[tuple[str, str]]:
+    body = "" if model.head is None else "vit."
+    pooler = [] if model.pooler is None else [("pooler", f"{body}pooler.dense")]
+    before = [("patches", f"{body}embeddings.patch_embeddings"), ("dropout", f"{body}embeddings")]
+    blocks = stack("blocks", (f"{body}layers", f"{body}encoder.layer"), model.config.depth)
+    return [*before, *blocks, ("norm", f"{body}layernorm"), *pooler]
+
+
+def timm_places(model: Any) -> list[tuple[str, str]]:
+    norm = "fc_norm" if model.config.pool == "patches" else "norm"
+    blocks = [(f"blocks.{i}", f"blocks.{i}") for i in range(model.config.depth)]
+    return [("patches", "patch_embed"), ("dropout", "pos_drop"), *blocks, ("norm", norm)]
+
+
+def timm_kind(model: Any) -> tuple[str, dict[str, Any]]:
+    return str(model.published.get("architecture")), {}
+
+
+def pooled(model: Any, images: Tensor) -> Tensor:
+    """What its head says, or, as timm does without one, what a head would read."""
+    images = _as(model, images)
+    if model.head is not None:
+        return model(images)
+    return model.pool(model.states(images) if model.config.pool == "patches" else model.encode(images))
+
+
+def painted(model: Any, images: Tensor, noise: Tensor) -> Tensor | Case:
+    """What it paints, and how far off that is; of an encoder alone the states, with nothing hidden."""
+    if model.decoder is None:
+        return model.encode(_as(model, images))
+    found = model(_as(model, images), noise=noise)
+    return {"output": found.prediction, "loss": found.loss[None]}
+
+
+def mae_of_transformers(model: Any, images: Tensor, noise: Tensor) -> Tensor | Case:
+    """Where nothing is hidden it still shuffles the patches, but not by noise that is sorted."""
+    images, body, ratio = _as(model, images), getattr(model, "vit", model), model.config.mask_ratio
+    model.config.mask_ratio = 0.0
+    try:
+        states = body(images, noise=noise.sort(1).values).last_hidden_state
+    finally:
+        model.config.mask_ratio = ratio
+    if body is model:
+        return states
+    found = model(images, noise=noise)
+    return {"output": found.logits, "loss": found.loss[None], "nothing hidden": states}
+
+
+def mae_kind(model: Any) -> tuple[str, dict[str, Any]]:
+    return model.layouts[0].describe(model)["architectures"][0], {"mask_ratio": 0.75}
+
+
+def mae_places(model: Any) -> list[tuple[str, str]]:
+    body, config = "" if model.decoder is None else "vit.", model.config
+    blocks = stack("blocks", (f"{body}layers", f"{body}encoder.layer"), config.depth)
+    encoder = [("blocks.input", f"{body}embeddings"), *blocks, ("norm", f"{body}layernorm")]
+    if model.decoder is None:
+        return encoder
+    names = "decoder.decoder_layers", "decoder.decoder_encoder.layer"
+    after = [("decoder.norm", "decoder.decoder_norm"), ("decoder.out", "decoder.decoder_pred")]
+    blocks = stack("decoder.blocks", names, config.decoder_depth)
+    return [*encoder, ("decoder.embed", "decoder.decoder_embed"), *blocks, *after]
+
+
+OF_TIMM = Reference(
+    timm_kind, timm_places, seen, {"output": pooled}, lambda model, images: model(_as(model, images)),
+    inputs=PICTURE, scores=lambda model: model.head is not None, library="timm",
+)  # fmt: skip
+NONE = "There is no reference to verify this {} against: transformers has none that {}."
 REFERENCES = {
     "GPT2": Reference(
         lambda model: ("GPT2LMHeadModel", {}),
@@ -126,5 +240,32 @@ REFERENCES = {
             "tiny": (17739144, "7fb69ad9f6866d8983183c930e33828f326470bf6ad8bbb2ad4ed957a92e9414"),
             "minilm": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
         },
+    ),
+    "ViT": Reference(
+        vit_kind,
+        vit_places,
+        seen,
+        {"output": classified},
+        lambda model, images: model(_as(model, images))[0],
+        inputs=PICTURE,
+        scores=lambda model: model.head is not None,
+        others={
+            "timm": OF_TIMM,
+            "timm, norm after the mean": OF_TIMM,
+            "scratchformers-vit": NONE.format("ViT", "reads anything but the class token"),
+        },
+    ),
+    "MAE": Reference(
+        mae_kind,
+        mae_places,
+        hidden,
+        {
+            "output": painted,
+            "nothing hidden": lambda model, images, noise: model.encode(_as(model, images)),
+        },
+        mae_of_transformers,
+        inputs=PICTURE,
+        scores=lambda model: False,
+        others={"scratchformers-mae": NONE.format("MAE", "lacks the class token, or is not square")},
     ),
 }

@@ -1,7 +1,8 @@
 """Is this checkpoint what it should be? Ours and the reference on the same inputs, layer by layer.
 
-The reference is the installed transformers; or what it answered once, frozen in a file; or, where there is neither,
-what it answered for a small model that comes with us, which proves the code and not the checkpoint.
+The reference is the installed transformers (of timm's files, timm); or what it answered once, frozen in a file; or,
+where there is neither, what it answered for a small model that comes with us, which proves the code and not the
+checkpoint.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -27,25 +28,19 @@ from torch import Tensor, nn
 from scratchformers import ragged
 from scratchformers.checkpoints import files
 from scratchformers.checkpoints.pretrained import Config, fingerprint, read_config, spelt_out
+from scratchformers.insight.inputs import Found, Inputs
 from scratchformers.insight.references import REFERENCES, Call, Case, Reference
-from scratchformers.models import load, load_tokenizer
+from scratchformers.models import load
 
 # Of the largest value at a place, or of 1 if that is more. Rounding alone came to 6e-15 and 4e-6 in GPT-2 124M
 # (benchmarks/results/verify.json); the slightest of the planted bugs, the wrong GELU, to 3e-4 of both in a small model.
 # float64 decides, by a wide margin; float32, whose rounding grows with depth, shows only what is wrong in it alone.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+GIVEN = ".input"  # ends the name of a place that is what a stack of modules is given, as `record` names it
 MOST = 512  # columns of an output that are frozen, spread over all
 FORMAT = "scratchformers-verify-1"
 SHIPPED, SMALL = Path(__file__).parent / "frozen", "a small model that comes with scratchformers"
-TEXTS = (
-    "Hello, world!", " leading and trailing ", "it's they'll WE'VE", "a\n\nb\tc\r\n", "1905 19 05 3.14159",
-    "naïve façade ÅÄÖ ß", "Привет, мир", "你好,世界 日本語", "👩\u200d👧 🏳\ufe0f\u200d🌈 😀", "e\u0301 \u00e9 \u00a0",
-    "...!!!???", "<|endoftext|>", "one<|endoftext|>two", "x" * 500, "    indented(code)",
-)  # fmt: skip
-
-OWN = 300  # ids whose text is one more text
 States = dict[str, dict[str, Tensor]]  # of each case, what stood at each place
-Spelling = dict[str, Any]  # of each text [its ids, what they are decoded to], or None where it cannot be spelt
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,8 @@ class Report:
     against: str
     places: list[Place] = field(default_factory=list)
     agreement: dict[str, float] = field(default_factory=dict)  # share of places with the same most probable answer
-    tokenizer: str = "none"
+    tokenizer: str | None = None  # of a model of texts, and
+    preprocessing: str | None = None  # of pictures: whether what goes in is made alike
     problems: list[str] = field(default_factory=list)  # a sentence each
     published: str | None = None  # the preset whose published weights these are, to the last bit
     caveat: str = ""  # what this comparison cannot show
@@ -89,6 +85,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         said = dataclasses.asdict(self) | {"passes": self.passes, "diverges": self.diverges}
+        said = {name: value for name, value in said.items() if value is not None or name in ("diverges", "published")}
         finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None  # noqa: E731
         for place in said["places"]:
             for column in ("largest", "mean"):
@@ -101,28 +98,40 @@ def verify(
     source: Path, *, name: str = "", against: Path | None = None, freeze: Path | None = None, seed: int = 0
 ) -> Report:
     """Compares the checkpoint in a folder. `freeze` is written: the inputs, what the reference answered, the config and
-    what the tokeniser gives; `against` is such a file. Raises ValueError or OSError where nothing can be compared."""
-    installed = importlib.util.find_spec("transformers") is not None
-    if freeze is not None and (against is not None or not installed):
-        raise ValueError(
-            "--freeze writes what transformers answers: it needs `pip install transformers`, and no --against."
-        )
+    what texts or pictures become; `against` is such a file. Raises ValueError or OSError where nothing can be
+    compared."""
     config = read_config(source)
-    if not config:
-        raise ValueError(f"{source} is no folder with a config.json, which the reference needs: give it one.")
+    if not config and against is None:
+        raise ValueError(
+            f"{source} is no folder with a config.json, which the reference needs: give it one, or pass --against a "
+            "file that was frozen of such a folder with the same weights."
+        )
     model = load(source)
-    kind = type(model).__name__
-    if kind not in REFERENCES:
-        raise ValueError(f"{kind} has no reference to be verified against: expected one of {', '.join(REFERENCES)}.")
-    report = Report(name or str(source), kind, "", versions={"torch": torch.__version__})
+    reference = reference_of(model)
+    installed = importlib.util.find_spec(reference.library) is not None
+    if freeze is not None and (against is not None or not installed):
+        library = reference.library
+        raise ValueError(f"--freeze writes what {library} answers: it needs `pip install {library}`, and no --against.")
+    report = Report(name or str(source), type(model).__name__, "", versions={"torch": torch.__version__})
     _check_weights(report, model, files.find_weights(source))
     if against is not None:
         _against(report, source, model, read_frozen(against), str(against))
     elif installed:
         _beside(report, source, model, seed, freeze)
     else:
-        _shipped(report)
+        _shipped(report, reference)
     return report
+
+
+def reference_of(model: Any) -> Reference:
+    """ValueError where there is none."""
+    kind = type(model).__name__
+    if kind not in REFERENCES:
+        raise ValueError(f"{kind} has no reference to be verified against: expected one of {', '.join(REFERENCES)}.")
+    found = REFERENCES[kind].others.get(model.layout, REFERENCES[kind])
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 def _check_weights(report: Report, model: Any, weights: Path) -> None:
@@ -150,85 +159,104 @@ def _changed(then: Config, now: Config, apart: str = "") -> str:
 
 
 def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | None) -> None:
-    """transformers, on the same checkpoint, in both precisions."""
-    reference = REFERENCES[report.model]
-    tokens = _our_tokens(source)
-    text = [id for spelt in (tokens or {}).values() if spelt for id in spelt[0]]
-    fits = _check_ids(report, text, model.config)
-    cases = reference.cases(model.config, torch.Generator().manual_seed(seed), text if fits else [])
+    """The library, on the same checkpoint, in both precisions."""
+    reference, generator = reference_of(model), torch.Generator().manual_seed(seed)
+    ours = reference.inputs.ours(source)
+    text, misfit = ([], None) if isinstance(ours, str) else reference.inputs.suits(ours, model.config)
+    report.problems += [misfit] if misfit else []
+    cases = reference.cases(model.config, generator, text)
     expected: dict[torch.dtype, States] = {}
-    their_tokens = None
-    with _importable():
-        try:
-            import transformers
-        except ImportError as error:
-            said = str(error).partition("\n")[0]
-            raise ValueError(
-                f"transformers is installed and cannot be imported ({said}): mend it, or pass --against a file."
-            ) from None
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+    names: dict[str, str] = {}
+    with _imported(reference.library) as library:
         kind, told_of = reference.kind(model)
-        report.against = f"transformers {transformers.__version__}, {kind}"
-        report.versions["transformers"] = transformers.__version__
+        report.against = f"{reference.library} {library.__version__}, {kind}"
+        report.versions[reference.library] = library.__version__
         for dtype in TOLERANCES:
-            theirs, told = getattr(transformers, kind).from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **told_of
-            )
+            theirs, told = LIBRARIES[reference.library][1](library, source, kind, told_of, dtype)
             if dtype == torch.float64:
-                for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-                    if told.get(what):
-                        listed = ", ".join(sorted(map(str, told[what]))[:5])
-                        report.problems.append(f"transformers reports {what.replace('_', ' ')}: {listed}.")
-            paths = dict(reference.places(model))
-            expected[dtype] = _states(theirs.eval(), paths, cases, reference.theirs, "output")
+                for what, listed in told.items():
+                    if listed:
+                        report.problems.append(f"{reference.library} reports {what}: {', '.join(sorted(listed))}.")
+            names = {place: _path(theirs, path) for place, path in reference.places(model)}
+            expected[dtype] = _states(theirs.eval(), names, cases, reference.theirs, "output")
             del theirs
-        if tokens is not None:
-            their_tokens = _their_tokens(report, transformers, source, tokens)
-    if their_tokens is not None:
-        _compare_tokens(report, tokens, their_tokens, "transformers")
-    _compare(report, source, reference, cases, expected)
+        answers = _their_inputs(report, reference, library, source, ours)
+    _compare(report, source, reference, cases, expected, names)
     if report.published is None:
+        also = "" if isinstance(ours, str) else f" and the same {reference.inputs.word}"
         report.caveat = (
-            "Both read the same config.json and the same tokeniser: whether somebody changed those, only --against "
-            "a file that was frozen before can tell."
+            f"Both read the same config.json{also}: whether somebody changed that, only --against a file that was "
+            "frozen before can tell."
         )
     if freeze is not None:
-        _freeze(freeze, report, model, source, their_tokens, cases, expected[torch.float64])
+        _freeze(freeze, report, model, source, answers, cases, expected[torch.float64])
+
+
+def _their_inputs(report: Report, reference: Reference, library: Any, source: Path, ours: Found | str) -> Found | None:
+    """Compares what goes in; returns what it is by the library, where that says it."""
+    inputs = reference.inputs
+    if isinstance(ours, str) or reference.library != "transformers":
+        setattr(report, inputs.name, ours if isinstance(ours, str) else f"not compared with {reference.library}")
+        return None
+    try:
+        theirs = inputs.theirs(library, source, ours)
+    except Exception as error:  # bare Exception, among others
+        said = str(error).partition("\n")[0]
+        setattr(report, inputs.name, "not compared")
+        report.problems.append(f"transformers cannot read the {inputs.word} ({said}), which ours can.")
+        return None
+    _compare_inputs(report, inputs, source, ours, theirs, "transformers")
+    return theirs
+
+
+def _compare_inputs(report: Report, inputs: Inputs, source: Path, ours: Found, theirs: Found, whose: str) -> None:
+    said, problem = inputs.compare(ours, theirs, whose)
+    setattr(report, inputs.name, said + inputs.note(source))
+    report.problems += [problem] if problem else []
 
 
 def _against(report: Report, source: Path, model: Any, frozen: "Frozen", named: str) -> None:
-    """What a file says the reference answered, for this config, these weights and this tokeniser."""
+    """What a file says the reference answered, for this config, these weights, and what goes in."""
     report.against = f"{named}: {frozen.facts['reference']} on torch {frozen.facts['versions']['torch']}"
     published = frozen.facts["config"]
-    layout = next((each for each in model.layouts if each.model_type == published.get("model_type")), None)
-    if layout is None:
-        report.problems.append(f"The file is of a {published.get('model_type')!r}, the checkpoint a {report.model}.")
+    said = frozen.facts.get("layout", published.get("model_type"))
+    layout = next((each for each in model.layouts if each.model_type == said), None)
+    reference = REFERENCES[report.model].others.get(said, REFERENCES[report.model])
+    if layout is None or isinstance(reference, str):
+        report.problems.append(f"The file is of a {said!r}, the checkpoint a {report.model}.")
         return
-    if changed := _changed(layout.read(published), model.config):
+    fields = dataclasses.fields(model.config)  # a head that config.json counts classes for may be absent
+    absent = {
+        each.name: None for each in fields if each.default is not None and getattr(model.config, each.name) is None
+    }
+    if changed := _changed(dataclasses.replace(layout.read(published), **absent), model.config):
         report.problems.append(f"The config is not the one that was frozen: {changed}.")
     if frozen.facts.get("weights") not in (None, fingerprint(model)):
         report.problems.append("The weights are not those that were frozen.")
-    if (tokens := frozen.facts.get("tokens")) is not None:
-        _compare_tokens(report, _our_tokens(source, list(tokens)), tokens, "the file")
-    elif named != SMALL and _our_tokens(source, []) is not None:
-        report.tokenizer = "not compared, for the file was frozen without one"
+    inputs, theirs = reference.inputs, frozen.facts.get(reference.inputs.fact)
+    ours = inputs.ours(source, theirs or [])
+    if theirs is not None and not (isinstance(ours, str) and source.is_file()):  # a single file has nothing beside it
+        _compare_inputs(report, inputs, source, {} if isinstance(ours, str) else ours, theirs, "the file")
+    elif isinstance(ours, str) or named == SMALL:
+        setattr(report, inputs.name, ours if isinstance(ours, str) else "not compared")
+    else:
+        setattr(report, inputs.name, "not compared, for the file was frozen without one")
     expected = dict.fromkeys(TOLERANCES, frozen.states)
-    _compare(report, source, REFERENCES[report.model], frozen.cases, expected)
+    names = {place: path.partition(" or ")[0] for place, path in reference.places(model)}
+    _compare(report, source, reference, frozen.cases, expected, names)
 
 
-def _shipped(report: Report) -> None:
+def _shipped(report: Report, reference: Reference) -> None:
     """The small model that comes with us; of the checkpoint itself, that it was loaded strictly and is finite."""
     frozen = read_frozen(SHIPPED / f"{report.model}.safetensors")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(frozen.facts["config"]), encoding="utf-8")
         save_file(frozen.weights, Path(folder, "model.safetensors"))
         _against(report, Path(folder), load(folder), frozen, SMALL)
-    report.tokenizer = "not compared"
+    setattr(report, reference.inputs.name, "not compared")
     report.caveat = (
         "This proves the code, not the checkpoint, of which every tensor found its place: for that, "
-        "`pip install transformers`, or pass --against a file that --freeze wrote."
+        f"`pip install {reference.library}`, or pass --against a file that --freeze wrote."
     )
 
 
@@ -245,7 +273,72 @@ def _importable() -> Iterator[None]:
             del sys.modules["torchvision"]
 
 
+@contextlib.contextmanager
+def _transformers() -> Iterator[Any]:
+    with _importable():
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        yield transformers
+
+
+@contextlib.contextmanager
+def _timm() -> Iterator[Any]:
+    import timm
+
+    yield timm
+
+
+Loaded = tuple[nn.Module, dict[str, Any]]  # the library's model, and the names of what did not fit, by what that is
+
+
+def _load_transformers(library: Any, source: Path, kind: str, told_of: dict[str, Any], dtype: torch.dtype) -> Loaded:
+    theirs, told = getattr(library, kind).from_pretrained(source, dtype=dtype, output_loading_info=True, **told_of)
+    what = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return theirs, {name.replace("_", " "): [str(each) for each in told[name]] for name in what}
+
+
+def _load_timm(library: Any, source: Path, kind: str, told_of: dict[str, Any], dtype: torch.dtype) -> Loaded:
+    """By its own reading of config.json. What does not fit is its RuntimeError."""
+    theirs = library.create_model(f"local-dir:{source}", **told_of).to(dtype)
+    try:
+        library.models.load_checkpoint(theirs, str(files.find_weights(source)))
+    except RuntimeError as error:
+        return theirs, {"the checkpoint": [" ".join(str(error).split())]}
+    return theirs, {}
+
+
+LIBRARIES = {"transformers": (_transformers, _load_transformers), "timm": (_timm, _load_timm)}
+
+
+@contextlib.contextmanager
+def _imported(name: str) -> Iterator[Any]:
+    """The library. ValueError where it is broken."""
+    with contextlib.ExitStack() as stack:
+        try:
+            library = stack.enter_context(LIBRARIES[name][0]())
+        except (ImportError, RuntimeError) as error:  # torchvision, which timm needs, has raised either
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{name} is installed and cannot be imported ({said}): mend it, or pass --against a file."
+            ) from None
+        yield library
+
+
 # --- the numbers
+
+
+def _path(model: nn.Module, paths: str) -> str:
+    """Of the names that a place has in the library's versions, this one's."""
+    known = {name for name, _ in model.named_modules()}
+    named = [path for path in paths.split(" or ") if _hooked(path) in known]
+    return named[0] if named else paths
+
+
+def _hooked(path: str) -> str:
+    """The module to look at: for what a stack is given, its first."""
+    return f"{path.removesuffix(GIVEN)}.0" if path.endswith(GIVEN) else path
 
 
 def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], call: Call, last: str) -> States:
@@ -253,10 +346,11 @@ def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], 
     found: States = {}
     for name, case in cases.items():
         seen: dict[str, Tensor] = {}
-        hooks = [model.get_submodule(path).register_forward_hook(_noting(seen, at)) for at, path in paths.items()]
+        hooks = [_look(model, path, seen, at) for at, path in paths.items()]
         try:
             with torch.no_grad():
-                seen[last] = call(model, **case)
+                results = call(model, **case)
+            seen |= results if isinstance(results, dict) else {last: results}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -270,39 +364,56 @@ def _real(value: Tensor, keep: Tensor | None) -> Tensor:
     return value if keep is None or value.ndim < 3 else value[keep]
 
 
-def _noting(seen: dict[str, Tensor], place: str) -> Callable[..., None]:
-    def hook(module: nn.Module, given: Any, out: Any) -> None:
+def _look(model: nn.Module, path: str, seen: dict[str, Tensor], place: str) -> Any:
+    module = model.get_submodule(_hooked(path))
+
+    def before(_: nn.Module, given: Any) -> None:
+        seen[place] = given[0]
+
+    def after(_: nn.Module, __: Any, out: Any) -> None:
         seen[place] = out[0] if isinstance(out, tuple) else out
 
-    return hook
+    if path.endswith(GIVEN):
+        return module.register_forward_pre_hook(before)
+    return module.register_forward_hook(after)
 
 
-def _compare(report: Report, source: Path, reference: Reference, cases: dict[str, Case], expected: dict) -> None:
-    """Fills in `places` and `agreement`: each way of ours in each precision."""
+def _compare(
+    report: Report,
+    source: Path,
+    reference: Reference,
+    cases: dict[str, Case],
+    expected: dict[torch.dtype, States],
+    names: dict[str, str],
+) -> None:
+    """Fills in `places` and `agreement`: each way of ours in each precision. `names` are those of places by theirs."""
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    names, faults = {"output": "logits"}, []
+    faults, answer = [], "output"
     for dtype, theirs in expected.items():
         model = load(source, dtype=dtype)
-        places = reference.places(model)
-        names |= dict(places)
+        places, results = [place for place, _ in reference.places(model)], next(iter(theirs.values()))
+        answer = "logits" if reference.scores(model) else "output"
+        # What the reference said besides, and is no way of ours: a loss.
+        others = [name for name in results if name not in {*places, *reference.ours}]
         for way, call in reference.ours.items():
-            within = [ours for ours, _ in places] if way == "output" else []
+            within = places if way == "output" else []
             states = _try(report, model, within, cases, call, way)
-            for place in [*within, way]:
+            for place in [*within, way, *(others if way == "output" else [])]:
                 pairs = [
                     (state.get(place), theirs[case].get(place, theirs[case]["output"]))
                     for case, state in states.items()
                 ]
                 found.setdefault(place, {})[_name(dtype)] = _difference(pairs)
                 faults += _faults(pairs, place, _name(dtype))
-                if place == "output":
+                if place == "output" and answer == "logits":
                     report.agreement[_name(dtype)] = _agreement(pairs)
+        names = {**{name: name for name in results if name != "output"}, **names}
     for place, figures in found.items():
         scale = max(1.0, figures["float64"][2])
         finite = all(math.isfinite(value) for values in figures.values() for value in values)
         passes = finite and all(figures[_name(dtype)][0] <= bound * scale for dtype, bound in TOLERANCES.items())
         largest, mean = ({dtype: values[i] for dtype, values in figures.items()} for i in (0, 1))
-        report.places.append(Place(place, names.get(place, "logits"), largest, mean, figures["float64"][2], passes))
+        report.places.append(Place(place, names.get(place, answer), largest, mean, figures["float64"][2], passes))
     report.problems += faults[:1]  # what follows the first follows from it
 
 
@@ -363,80 +474,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# --- tokenisers
-
-
-def _our_tokens(source: Path, texts: list[str] | None = None) -> Spelling | None:
-    """Of each text (by default TEXTS, and one of the tokeniser's own words); None where there is no tokeniser."""
-    try:
-        tokenizer = load_tokenizer(source)
-    except FileNotFoundError:
-        return None
-    found: Spelling = {}
-    for text in (*TEXTS, tokenizer.decode(range(min(OWN, tokenizer.vocab)))) if texts is None else texts:
-        found[text] = None  # refused: it holds characters without an id
-        with contextlib.suppress(ValueError):
-            ids = tokenizer.encode(text)
-            found[text] = [ids, tokenizer.decode(ids)]
-    return found
-
-
-def _their_tokens(report: Report, transformers: Any, source: Path, ours: Spelling) -> Spelling | None:
-    """The same of transformers. Characters without an id it drops: a text that does not come back is one it refuses, if
-    ours does."""
-    try:
-        tokenizer = _their_tokenizer(transformers, source)
-    except Exception as error:  # bare Exception, among others
-        said = str(error).partition("\n")[0]
-        report.tokenizer = "not compared"
-        report.problems.append(f"transformers cannot read the tokeniser ({said}), which ours can.")
-        return None
-    found: Spelling = {}
-    for text, spelt in ours.items():
-        ids = list(tokenizer(text)["input_ids"])
-        back = tokenizer.decode(ids)
-        found[text] = None if spelt is None and back != text else [ids, back]
-    return found
-
-
-def _their_tokenizer(transformers: Any, source: Path) -> Any:
-    if any((source / name).is_file() for name in ("tokenizer.json", files.VOCABULARIES[0][0])):
-        return transformers.AutoTokenizer.from_pretrained(source)
-    with tempfile.TemporaryDirectory() as folder:  # OpenAI's names it does not know: it would make an empty tokeniser
-        for name, content in {**files.read_assets(source), "config.json": files.to_json(read_config(source))}.items():
-            Path(folder, name).write_bytes(content)
-        return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def _check_ids(report: Report, ids: list[int], config: Any) -> bool:
-    fits = not ids or max(ids) < config.vocab
-    if not fits:
-        report.problems.append(
-            f"The tokeniser is not this model's: it gives id {max(ids)}, and the model knows 0 to {config.vocab - 1}."
-        )
-    return fits
-
-
-def _compare_tokens(report: Report, ours: Spelling | None, theirs: Spelling, whose: str) -> None:
-    ours = ours or {}
-    different = [text for text in theirs if ours.get(text, ()) != theirs[text]]
-    refused = sum(theirs[text] is None for text in theirs)
-    same = len(theirs) - len(different) - refused
-    report.tokenizer = f"{same} of {len(theirs) - refused} texts have the same ids and come back the same"
-    report.tokenizer += f"; {refused} hold characters it has no id for" if refused else ""
-    if different:
-        text = different[0]
-        said = [_spelt(spelling.get(text)) for spelling in (ours, theirs)]
-        report.problems.append(
-            f"The tokeniser differs from {whose} on {len(different)} of {len(theirs)} texts, first on {text[:30]!r}: "
-            f"ours {said[0]}, theirs {said[1]}."
-        )
-
-
-def _spelt(spelling: list[Any] | None) -> str:
-    return "gives none" if spelling is None else f"{spelling[0][:8]}, read back as {spelling[1][:30]!r}"
-
-
 # --- frozen outputs
 
 
@@ -471,16 +508,18 @@ def read_frozen(path: Path) -> Frozen:
     return Frozen(json.loads(metadata["facts"]), cases, states, weights)
 
 
-def _freeze(path: Path, report: Report, model: Any, source: Path, tokens: Any, cases: dict, states: States) -> None:
+def _freeze(path: Path, report: Report, model: Any, source: Path, inputs: Any, cases: dict, states: States) -> None:
+    reference = reference_of(model)
     facts = {
         "reference": report.against,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("torch", reference.library)},
+        "layout": model.layout,
         "config": read_config(source),
         "weights": fingerprint(model),
-        "tokens": tokens,
+        reference.inputs.fact: inputs,
     }
     tensors = {f"inputs/{case}/{key}": value.clone() for case, given in cases.items() for key, value in given.items()}
     for case, state in states.items():
-        tensors |= {f"reference/{case}/{place}": _thin(value).contiguous() for place, value in state.items()}
+        tensors |= {f"reference/{case}/{place}": _thin(value).contiguous().clone() for place, value in state.items()}
     write = partial(save_file, tensors, metadata={"format": FORMAT, "facts": json.dumps(facts)})
     files.write_together(path.absolute().parent, {path.name: write}, last=path.name)

@@ -326,7 +326,8 @@ def prepare_classes(
         raise ValueError(f"The class {unknown[0]!r} of {request.valid} is none to train on: {', '.join(train.labels)}.")
 
     def new() -> ViT:
-        return ViT(ViTConfig(**{**fields, "classes": len(train.labels)}))
+        sizes: dict[str, Any] = {**fields, "classes": len(train.labels)}
+        return ViT(ViTConfig(**sizes))
 
     model, facts = _model(request, settings, fields, ViT, new)
     said += _put_head(model, train.labels)
@@ -399,6 +400,7 @@ def _preprocess(request: Request, model: Any) -> Preprocess:
         if model.config.channels not in (1, 3):
             raise ValueError(f"channels is {model.config.channels}: expected 3, or 1 for grey pictures.")
         half = (0.5,) * model.config.channels
-        found = Preprocess(size[0] if size[0] == size[1] else size, size, mean=half, std=half)
+        short = size[0] if size[0] == size[1] else size
+        found = Preprocess(short, size, mean=half, std=half, middle="floor")  # which transformers prepares alike
     model.assets = {files.PREPROCESSOR: files.to_json(found.write())}
     return found
