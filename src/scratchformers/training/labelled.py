@@ -322,8 +322,8 @@ def _prepare(
     came = fingerprint(model)
     if request.freeze and kind is Labelled and model.pooler is None:
         raise ValueError(
-            f"{request.source} has no pooler, and --freeze would keep a new one as it was drawn: leave --freeze out, or "
-            "choose a checkpoint that has one."
+            f"{request.source} has no pooler, and --freeze would keep a new one as it was drawn: leave --freeze out, "
+            "or choose a checkpoint that has one."
         )
     said = put_head(model, labels, words=kind is Tagged)
     model.assets = tokenizer.files  # and nothing on how to pool, which this model does in its own way
