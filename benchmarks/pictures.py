@@ -11,6 +11,17 @@ stay in --work and are gone on with if they were stopped. Writes results.json, l
 CIFAR-10, whose licence is unclear, neither pictures nor weights are kept.
 """
 
+import argparse
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import runs
+
 REPLAYED = 20  # steps
 SHARED = {"batch": 128, "threads": 1, "autocast": "bf16", "lr_end": 0.01, "weight_decay": 0.05}
 FASHION = {
