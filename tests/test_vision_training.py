@@ -354,3 +354,51 @@ def test_pictures_of_the_data_keep_their_labels(data):
     pictures = read_pictures(data, labelled=True)
     means = [np.asarray(pictures.image(i)).mean() for i in range(6)]
     assert [int(mean // 80) for mean in means] == pictures.targets[:6]
+
+
+def test_a_picture_in_the_place_of_a_torn_one_brings_its_own_label(tmp_path):
+    """Row 1 is torn, and of another class than row 2, which is read instead."""
+    for name, channel in (("a", 0), ("torn", 0), ("b", 2), ("c", 0)):
+        pixels = np.random.RandomState(0).randint(0, 60, (40, 40, 3), dtype=np.uint8)
+        pixels[..., channel] += 150
+        Image.fromarray(pixels).save(tmp_path / f"{name}.jpg")
+    torn = tmp_path / "torn.jpg"
+    torn.write_bytes(torn.read_bytes()[:-60])
+    text = "path,label\na.jpg,red\ntorn.jpg,red\nb.jpg,blue\nc.jpg,red\n"
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    fields = {**TINY, "image": 12}
+    how = settings(ClassSettings, skip_unreadable=True, flip=False)
+    request = Request("vit", tmp_path / "run", tmp_path / "list.csv", tmp_path / "list.csv")
+    task = prepare_classes(request, how, fields)[0]
+    batch = task.batch([(0, 1)])
+    (blue,) = batch["targets"].argmax(-1).tolist()
+    assert task.model.head.labels[blue] == "blue"
+    assert batch["images"][0, 2].mean() > batch["images"][0, 0].mean(), "and it is blue"
+    assert sum(len(part["targets"]) for part in task.valid()) == 3, "of validation it is left out"
+    assert "torn.jpg" in task.left_out()
+
+
+def test_pictures_of_the_models_size_are_prepared_like_others(data, tmp_path, monkeypatch):
+    """A checkpoint that resizes to more and cuts the middle out does so with every picture."""
+    task = task_of(data, tmp_path, flip=False)
+    task.preprocess = Preprocess(16, (12, 12), rescale=1 / 127.5, mean=(1.0,) * 3, std=(1.0,) * 3)
+    expected = task.preprocess(task.train_pictures.image(5))
+    assert torch.allclose(task.batch([(0, 5)])["images"][0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "2"])
+def test_a_mask_that_hides_nothing_or_all_is_refused(ratio, data, tmp_path):
+    with pytest.raises(ValueError, match="mask_ratio"):
+        begun("mae", data, tmp_path / "run", given={"mask_ratio": ratio})
+
+
+def test_an_autoencoder_without_readable_pictures_says_so(folder, tmp_path):
+    for path in (folder / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="None of the training pictures"):
+        begun("mae", folder / "cat", tmp_path / "run", valid=folder / "dog", given={"skip_unreadable": "true"})
+
+
+def test_a_config_that_is_no_truth_is_refused():
+    with pytest.raises(ValueError, match="norm_pix_loss is 'yes'"):
+        sf.MAEConfig(norm_pix_loss="yes")

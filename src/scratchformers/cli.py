@@ -503,13 +503,15 @@ class Train:
     Example: scratchformers train gpt2 --data book.txt --out runs/book
 
     Example: scratchformers train bert --task classify --data train.tsv --valid dev.tsv --from SOURCE --out runs/labels
+
+    Example: scratchformers train vit --data FOLDER --out runs/classes
     """
 
     recipe: Positional[Literal["gpt2", "bert", "vit", "mae"]]
     """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says; vit which
     class a picture is of; mae to paint what is hidden of it."""
     out: Annotated[Path, arg(metavar="DIR")]
-    """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/."""
+    """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/, and of pictures pictures/."""
     task: Annotated[str | None, arg(metavar="NAME")] = None
     """Of bert. classify: a label for each text. tokens: a label for each word."""
     data: Annotated[str | None, arg(metavar="PATH")] = None
@@ -537,7 +539,7 @@ class Train:
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
     freeze: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PART")] = ()
-    """With --from: a part that does not learn, by the beginning of its parameters' names (token, blocks, blocks.0), or
+    """With --from: a part that does not learn, by the beginning of its parameters' names (token, patches, blocks.0), or
     encoder: all but the head, which is then a probe of what the rest knows. May be repeated."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
     """`characters` (the default), `bpe` (for gpt2) or `wordpiece` (for bert), learnt from the text trained on, or a
@@ -550,7 +552,7 @@ class Train:
     have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
     erasing, drop_path; mae mask_ratio.
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
-    With --from, dropout is the only field of the model that may differ."""
+    With --from, only dropout may differ of the model, and of one of pictures image and pool."""
     seed: int | None = None
     """The same as --set seed=..."""
     resume: bool = False

@@ -35,6 +35,8 @@ class Config:
                 raise ValueError(f"eps is {value!r}: expected 0 < eps < 1.")
             if field.name == "image":
                 object.__setattr__(self, "image", grid.checked(value, getattr(self, "patch")))  # noqa: B009
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} is {value!r}: expected true or false.")
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise ValueError(f"dropout is {value!r}: expected 0 <= dropout < 1.")
 

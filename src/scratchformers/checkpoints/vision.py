@@ -88,12 +88,14 @@ NAMES = {
 
 def read_sizes(published: Mapping[str, Any], names: Mapping[str, str] = NAMES) -> dict[str, Any]:
     """Our fields of what config.json of transformers says. Raises ValueError where it asks for another model."""
-    if missing := [name for name in names.values() if name not in published]:
+    if missing := [name for name in (*names.values(), "layer_norm_eps") if name not in published]:
         raise ValueError(f"config.json does not say {', '.join(missing)}.")
     for name, value in FIXED.items():
         if published.get(name, value) != value:
             raise ValueError(f"config.json says {name} {published[name]!r}: only {value!r} is written here.")
     own = published.get("scratchformers", {})  # what the published layout has no word for
+    if not (isinstance(own, Mapping) and own.keys() <= {"pool", "class_token"}):
+        raise ValueError(f"config.json says scratchformers {own!r}: expected pool or class_token alone.")
     found = {ours: as_config(published[theirs]) for ours, theirs in names.items()}
     return found | {"eps": published["layer_norm_eps"], **own}
 

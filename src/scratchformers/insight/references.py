@@ -251,7 +251,7 @@ REFERENCES = {
         scores=lambda model: model.head is not None,
         others={
             "timm": OF_TIMM,
-            "timm, norm after the mean": OF_TIMM,
+            "timm-mean": OF_TIMM,
             "scratchformers-vit": NONE.format("ViT", "reads anything but the class token"),
         },
     ),

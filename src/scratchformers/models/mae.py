@@ -137,8 +137,11 @@ OF_FACEBOOK: list[Row] = [
 OWN = "scratchformers-mae"  # what the published layout cannot express: no class token, pictures that are not square
 fits = lambda config: config.class_token and isinstance(config.image, int)  # noqa: E731
 DECODER_NAMES = {f"decoder_{ours}": f"decoder_{vision.NAMES[ours]}" for ours in ("dim", "depth", "heads", "hidden")}
-UPS = ("decoder.decoder_layers.*.intermediate.dense", "decoder.decoder_encoder.layer.*.intermediate.dense")
-UPS += ("decoder_blocks.*.mlp.fc1",)
+UPS = (
+    "decoder.decoder_layers.*.intermediate.dense",
+    "decoder.decoder_encoder.layer.*.intermediate.dense",
+    "decoder_blocks.*.mlp.fc1",
+)
 
 
 def read(published: Published) -> MAEConfig:
@@ -192,5 +195,5 @@ MAE.layouts = (
     transformers("vit_mae", signature="decoder.mask_token", holds=fits),
     transformers(OWN, signature=""),
     facebook("mae", signature="mask_token", names=FILES),
-    facebook("mae, encoder", signature="patch_embed.proj.weight", without=("mask_token", "head.weight"), asked=True),
+    facebook("mae-encoder", signature="patch_embed.proj.weight", without=("mask_token", "head.weight"), asked=True),
 )

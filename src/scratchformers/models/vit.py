@@ -128,8 +128,8 @@ def read(published: Published) -> ViTConfig:
 
 def read_encoder(published: Published) -> ViTConfig:
     """Of an autoencoder what is left without its decoder."""
-    own = {} if published.get("scratchformers", {}).get("class_token", True) else {"pool": "mean"}
-    return read({**published, "scratchformers": own})
+    whole = vision.read_sizes(published).get("class_token", True)
+    return read({**published, "scratchformers": {} if whole else {"pool": "mean"}})
 
 
 def write(config: ViTConfig) -> dict[str, Any]:
@@ -218,7 +218,7 @@ ViT.layouts = (
         holds=lambda config: config.pool == "class",
     ),
     of_timm(
-        "timm, norm after the mean", OF_TIMM_MEAN, signature="fc_norm.weight", names=FINETUNED,
+        "timm-mean", OF_TIMM_MEAN, signature="fc_norm.weight", names=FINETUNED,
         holds=lambda config: config.pool == "patches",
     ),
     encoder("vit_mae", signature="decoder.mask_token"),

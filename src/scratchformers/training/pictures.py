@@ -322,7 +322,6 @@ def _readable(source: Source, path: Path, unreadable: str) -> tuple[Sequence[int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd headers: the picture is yet to be decoded
         Image.init()  # which fills Image.OPEN
-        Image.init()  # which fills Image.OPEN
         faults = {i: fault for i in range(len(source)) if (fault := source.fault(i))}
     if not faults:
         return range(len(source)), []

@@ -62,6 +62,8 @@ class PictureSettings(Settings):
         super().__post_init__()
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}: expected a share of the picture, above 0 and at most 1.")
+        if not 0 < self.magnitude < 30:
+            raise ValueError(f"magnitude is {self.magnitude}: expected 1 to 29.")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class ClassSettings(PictureSettings):
 @dataclass(frozen=True)
 class PaintSettings(PictureSettings):
     mask_ratio: float = 0.75  # share of the patches that is hidden
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {self.mask_ratio}: expected a share of the patches, between 0 and 1.")
 
 
 class StochasticDepth(nn.Module):
@@ -121,7 +128,7 @@ class OnPictures(Task):
         )
         self.unreadable: dict[str, str] = {}  # names of what could not be decoded, and why
         self._threads = ThreadPoolExecutor(settings.workers or settings.threads or 1, "pictures")
-        self._coming: dict[Example, tuple[Future[list[np.ndarray]], int]] = {}
+        self._coming: dict[Example, tuple[Future[list[tuple[np.ndarray, int]]], int]] = {}
 
     def expect(self, examples: list[Example]) -> None:
         self._coming = {}
@@ -130,65 +137,84 @@ class OnPictures(Task):
             future = self._threads.submit(lambda some: [self._training(each) for each in some], some)
             self._coming |= {example: (future, i) for i, example in enumerate(some)}
 
-    def _read(self, examples: list[Example]) -> list[np.ndarray]:
+    def _read(self, examples: list[Example]) -> list[tuple[np.ndarray, int]]:
         if not all(example in self._coming for example in examples):
             self.expect(examples)
         return [future.result()[i] for future, i in map(self._coming.__getitem__, examples)]
 
-    def _training(self, example: Example) -> np.ndarray:
-        """Pixels of a training picture as this epoch sees it."""
+    def _training(self, example: Example) -> tuple[np.ndarray, int]:
+        """Pixels of a training picture as this epoch sees it, and the row they are of."""
         epoch, row = example
-        draw, settings, image = generator(self.settings.seed, epoch, row, 2), self.settings, self._decoded(row)
+        draw, settings = generator(self.settings.seed, epoch, row, 2), self.settings
+        image, found = self._decoded(row)
         height, width = self.size
         if settings.crop < 1:
             how = self.preprocess.interpolation
             image = augment.random_resized_crop(
                 image, (width, height), draw, scale=(settings.crop, 1.0), interpolation=how
             )
-        elif image.size != (width, height):
+        else:
             image = self.preprocess.pixels(image)
         image = augment.random_shift(image, settings.shift, draw) if settings.shift else image
-        return np.asarray(augment.random_flip(image, draw) if settings.flip else image)
+        return np.asarray(augment.random_flip(image, draw) if settings.flip else image), found
 
-    def _decoded(self, row: int) -> Image.Image:
+    def _decoded(self, row: int) -> tuple[Image.Image, int]:
         """The picture of a row, or where it cannot be read and may be left out, of the next one that can be."""
         for i in range(row, row + self.rows):
-            try:
-                return to_mode(self.train_pictures.image(i % self.rows), self.channels)
-            except ValueError as error:
-                if not self.settings.skip_unreadable:
-                    raise ValueError(f"{error} To go on without such pictures: --skip-unreadable.") from None
-                self.unreadable[self.train_pictures.name(i % self.rows)] = str(error)
+            image = self._try(self.train_pictures, i % self.rows)
+            if image is not None:
+                return to_mode(image, self.channels), i % self.rows
         raise ValueError("None of the training pictures can be read.")
 
+    def _try(self, pictures: Pictures, row: int) -> Image.Image | None:
+        """The picture; None, and noted, where it cannot be read and may be left out."""
+        try:
+            return pictures.image(row)
+        except ValueError as error:
+            if not self.settings.skip_unreadable:
+                raise ValueError(f"{error} To go on without such pictures: --skip-unreadable.") from None
+            self.unreadable[pictures.name(row)] = str(error)
+        return None
+
     def _normalised(self, pixels: Tensor) -> Tensor:
+        """Of pixels from 0 to 1, as the preprocessing of single pictures does."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocess.mean, self.preprocess.std))
-        return pixels.sub_(mean).div_(std)
+        scale = 255 * self.preprocess.rescale
+        return (pixels if math.isclose(scale, 1) else pixels.mul_(scale)).sub_(mean).div_(std)
 
     def batch(self, examples: list[Example]) -> Batch:
-        pixels = torch.from_numpy(np.stack(self._read(examples)))
+        arrays, rows = zip(*self._read(examples))
+        pixels = torch.from_numpy(np.stack(arrays))
         pixels = rearrange(pixels, "b y x c -> b c y x") if pixels.ndim == 4 else pixels[:, None]
         pixels = pixels.float().div_(255)
         draw = generator(self.settings.seed, *examples[0], 3)
         if self.randaugment is not None:
             pixels = self.randaugment(pixels, draw)
-        return self.completed(self._normalised(pixels.contiguous()), examples, draw)
+        return self.completed(self._normalised(pixels.contiguous()), examples, list(rows), draw)
 
     @abstractmethod
-    def completed(self, images: Tensor, examples: list[Example], draw: torch.Generator) -> Batch:
-        """The batch of these pictures, and whatever else goes with them."""
+    def completed(self, images: Tensor, examples: list[Example], rows: list[int], draw: torch.Generator) -> Batch:
+        """The batch of these pictures, asked for as `examples` and read from `rows`, and what goes with them."""
 
     def valid(self) -> Iterator[Batch]:
         size = self.settings.micro_batch or self.settings.batch
         for start in range(0, len(self.valid_pictures), size):
-            rows = range(start, min(start + size, len(self.valid_pictures)))
-            yield self.validation(torch.stack([*self._threads.map(self._prepared, rows)]), rows)
+            images, rows = self._held_out(range(start, min(start + size, len(self.valid_pictures))))
+            if rows:
+                yield self.validation(images, rows)
 
-    def _prepared(self, row: int) -> Tensor:
-        return self.preprocess(self.valid_pictures.image(row))
+    def _held_out(self, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Validation pictures, prepared, and their rows: those that can be read."""
+        found = [(x, row) for x, row in zip(self._threads.map(self._prepared, rows), rows) if x is not None]
+        images = torch.stack([x for x, _ in found]) if found else torch.empty(0)
+        return images, [row for _, row in found]
+
+    def _prepared(self, row: int) -> Tensor | None:
+        image = self._try(self.valid_pictures, row)
+        return None if image is None else self.preprocess(image)
 
     @abstractmethod
-    def validation(self, images: Tensor, rows: range) -> Batch: ...
+    def validation(self, images: Tensor, rows: list[int]) -> Batch: ...
 
     def targets(self, batch: Batch) -> int:
         return len(batch["images"])
@@ -199,11 +225,11 @@ class OnPictures(Task):
         plain = self.settings.autocast == "bf16" and images.device.type == "cpu"
         return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
-    def shown(self) -> Tensor:
-        """Validation pictures to be looked at, spread over all."""
+    def shown(self) -> tuple[Tensor, list[int]]:
+        """Validation pictures to be looked at, spread over all, and their rows."""
         count = len(self.valid_pictures)
-        rows = [i * count // min(SHOWN, count) for i in range(min(SHOWN, count))]
-        return torch.stack([self._prepared(row) for row in rows]).to(next(self.model.parameters()).device)
+        images, rows = self._held_out([i * count // min(SHOWN, count) for i in range(min(SHOWN, count))])
+        return images.to(next(self.model.parameters()).device), rows
 
     def left_out(self) -> str:
         """What could not be read so far."""
@@ -226,15 +252,15 @@ class Classes(OnPictures):
         self.trivial = math.log(len(labels))
         self.baselines = {"most_frequent_accuracy": float(counts.max() / counts.sum())}
 
-    def completed(self, images: Tensor, examples: list[Example], draw: torch.Generator) -> Batch:
-        settings, numbers = self.settings, self.numbers[[row for _, row in examples]]
+    def completed(self, images: Tensor, examples: list[Example], rows: list[int], draw: torch.Generator) -> Batch:
+        settings, numbers = self.settings, self.numbers[rows]
         targets = augment.one_hot(numbers, len(self.model.head.labels), settings.label_smoothing)
         images, targets = augment.mix(images, targets, draw, mixup=settings.mixup, cutmix=settings.cutmix)
         images = augment.erase(images, draw, p=settings.erasing) if settings.erasing else images
         return {"images": images, "targets": targets}
 
-    def validation(self, images: Tensor, rows: range) -> Batch:
-        return {"images": images, "targets": self.valid_numbers[rows.start : rows.stop]}
+    def validation(self, images: Tensor, rows: list[int]) -> Batch:
+        return {"images": images, "targets": self.valid_numbers[rows]}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         with self.kernel(batch["images"]):
@@ -246,17 +272,19 @@ class Classes(OnPictures):
     def sample(self, model: Any) -> str:
         return self.left_out()
 
-    def draw(self, model: Any) -> "Figure":
+    def draw(self, model: Any) -> "Figure | None":
         import matplotlib.figure
 
-        images, labels = self.shown(), model.head.labels
+        (images, rows), labels = self.shown(), model.head.labels
+        if not rows:
+            return None
         with evaluating(model):
             guesses = model(images).argmax(-1).tolist()
         figure = matplotlib.figure.Figure(figsize=(1.6 * len(images), 2.1), layout="constrained")
-        for i, (image, guess) in enumerate(zip(images, guesses)):
+        for i, (image, row, guess) in enumerate(zip(images, rows, guesses)):
             axes = figure.add_subplot(1, len(images), i + 1)
             axes.imshow(self.preprocess.picture(image), cmap="gray", interpolation="nearest")
-            truth = labels[int(self.valid_numbers[i * len(self.valid_numbers) // len(images)])]
+            truth = labels[int(self.valid_numbers[row])]
             axes.set_title(labels[guess] if labels[guess] == truth else f"{labels[guess]},\nnot {truth}", fontsize=8)
             axes.axis("off")
         return figure
@@ -277,29 +305,30 @@ class Painting(OnPictures):
     def __init__(self, model: Any, train: Pictures, valid: Pictures, settings: PaintSettings, preprocess: Preprocess):
         super().__init__(model, train, valid, settings, preprocess)
         self.patches = math.prod(cells(model.config.image, model.config.patch))
-        pixels = torch.stack([preprocess(train.image(i)) for i in self._measured()])
         # Of normalised patches the mean, 0, is off by their own variance, which divides by one less.
         count = model.config.channels * model.config.patch**2
-        grey = float((pixels - pixels.mean((0, 2, 3), keepdim=True)).square().mean())
-        self.trivial = (count - 1) / count if model.config.norm_pix_loss else grey
+        self.trivial = (count - 1) / count if model.config.norm_pix_loss else self._variance()
 
-    def _measured(self) -> Iterator[int]:
-        step = max(1, self.rows // MEASURED)
-        for row in range(0, self.rows, step):
-            try:
-                self.train_pictures.image(row)
-            except ValueError:
-                continue
-            yield row
+    def _variance(self) -> float:
+        """Of the pixels of some training pictures, within each channel."""
+        count, total, squares = 0, torch.zeros(self.channels), torch.zeros(self.channels)
+        for row in range(0, self.rows, -(-self.rows // MEASURED)):
+            image = self._try(self.train_pictures, row)
+            if image is not None:
+                x = self.preprocess(image).flatten(1).double()
+                count, total, squares = count + x.shape[1], total + x.sum(1), squares + x.square().sum(1)
+        if not count:
+            raise ValueError("None of the training pictures can be read.")
+        return float((squares / count - (total / count).square()).mean())
 
     def _noise(self, draws: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.rand(self.patches, generator=draw) for draw in draws])
 
-    def completed(self, images: Tensor, examples: list[Example], draw: torch.Generator) -> Batch:
+    def completed(self, images: Tensor, examples: list[Example], rows: list[int], draw: torch.Generator) -> Batch:
         noise = self._noise([generator(self.settings.seed, *example, 4) for example in examples])
         return {"images": images, "noise": noise}
 
-    def validation(self, images: Tensor, rows: range) -> Batch:
+    def validation(self, images: Tensor, rows: list[int]) -> Batch:
         return {"images": images, "noise": self._noise([generator(0, row, 5) for row in rows])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -310,9 +339,11 @@ class Painting(OnPictures):
     def sample(self, model: Any) -> str:
         return self.left_out()
 
-    def draw(self, model: Any) -> "Figure":
-        images = self.shown()
-        noise = self._noise([generator(0, i, 5) for i in range(len(images))]).to(images.device)
+    def draw(self, model: Any) -> "Figure | None":
+        images, rows = self.shown()
+        if not rows:
+            return None
+        noise = self._noise([generator(0, row, 5) for row in rows]).to(images.device)
         painted = painting.paint(model, images, noise=noise, mask_ratio=self.settings.mask_ratio)
         return painting.panel(painted, self.preprocess)
 
