@@ -399,6 +399,7 @@ def test_an_autoencoder_without_readable_pictures_says_so(folder, tmp_path):
         begun("mae", folder / "cat", tmp_path / "run", valid=folder / "dog", given={"skip_unreadable": "true"})
 
 
+@pytest.mark.unhooked  # which checks the types of fields itself
 def test_a_config_that_is_no_truth_is_refused():
     with pytest.raises(ValueError, match="norm_pix_loss is 'yes'"):
         sf.MAEConfig(norm_pix_loss="yes")
