@@ -18,7 +18,8 @@ from scratchformers.checkpoints import files
 from scratchformers.evaluation import evaluate_painting, evaluate_pictures
 from scratchformers.features import evaluate_features, knn, linear_probe
 from scratchformers.heads import Classify
-from scratchformers.training import loop, vision
+from scratchformers.training import loop, reading, vision
+from scratchformers.training.data import generator as data_generator
 from scratchformers.training.pictures import read_pictures
 
 NAMES = ("ape", "bee", "cat", "dog", "eel", "fox", "gnu")
@@ -195,7 +196,9 @@ def check_painting(path):
         task = vision.Painting(model, pictures, pictures, vision.PaintSettings(threads=1, mask_ratio=0.5), PREPROCESS)
         losses = []
         for i in range(len(pictures)):
-            given = task.validation(PREPROCESS(pictures.image(i)).double()[None], range(i, i + 1))
+            given = task.validation(PREPROCESS(pictures.image(i)).double()[None], [i])
+            expected = torch.rand(task.patches, generator=data_generator(0, i, 5))  # written out, not asked of either
+            assert torch.equal(given["noise"][0], expected)
             with torch.no_grad():
                 losses.append(float(model(**given, mask_ratio=0.5).loss))
         for batch in (1, 7, 100):
@@ -210,8 +213,8 @@ def test_painting_costs_what_it_costs_in_a_trainings_validation(data):
 
 @pytest.mark.parametrize("numbers", [lambda *n: (7,), lambda seed, row, kind: (seed, row % 3, kind), lambda *n: n[:2]])
 def test_patches_hidden_otherwise_are_noticed(data, monkeypatch, numbers):
-    real = evaluation.generator
-    monkeypatch.setattr(evaluation, "generator", lambda *given: real(*numbers(*given)))
+    real = reading.generator
+    monkeypatch.setattr(reading, "generator", lambda *given: real(*numbers(*given)))
     with pytest.raises(AssertionError):
         check_painting(data)
 
@@ -304,7 +307,7 @@ def test_left_out_pictures_change_nothing_for_the_others(tmp_path):
     assert found.loss == pytest.approx(evaluate_pictures(model, good.part(rows), PREPROCESS).loss, abs=1e-12)
     alone = 12 * evaluate_painting(painter, good, PREPROCESS).loss
     for row in set(range(12)) - set(rows):
-        hidden = torch.rand(6, generator=evaluation.generator(0, row, 5))[None]
+        hidden = torch.rand(6, generator=data_generator(0, row, 5))[None]
         alone -= float(painter(PREPROCESS(good.image(row)).double()[None], noise=hidden).loss.detach())
     assert evaluate_painting(painter, bad, PREPROCESS, left_out={}).loss == pytest.approx(alone / 10, abs=1e-10)
     for judge in (knn, probe):

@@ -352,8 +352,8 @@ class Reconstruct:
         check_drawing(self.out)
         from scratchformers.checkpoints.files import write_atomically
         from scratchformers.insight.pictures import drawable
-        from scratchformers.painting import check_rows
-        from scratchformers.tasks import Reconstructor, check_hiding
+        from scratchformers.painting import check_hiding, check_rows
+        from scratchformers.tasks import Reconstructor
 
         check_hiding(self.mask, self.seed)
         found = pictures_of(self.picture, skip=self.skip_unreadable)

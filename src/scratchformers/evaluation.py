@@ -22,16 +22,15 @@ from scratchformers import grid
 from scratchformers.generate import evaluating
 from scratchformers.heads import TokenClassify
 from scratchformers.images import Preprocess
-from scratchformers.models.mae import MAE
-from scratchformers.tasks import check_hiding
+from scratchformers.painting import check_hiding, check_paints
 from scratchformers.text import TextTokenizer, check_fits
-from scratchformers.training.data import generator, to_stream
+from scratchformers.training.data import to_stream
 from scratchformers.training.documents import read_json_lines, string
 from scratchformers.training.labelled import Labelled, LabelledSettings, Tagged, read_examples
 from scratchformers.training.language import Masked, MaskedSettings
 from scratchformers.training.loop import Batch, Task, evaluate
 from scratchformers.training.pictures import Pictures
-from scratchformers.training.reading import LeftOut, Track, class_numbers, prepared
+from scratchformers.training.reading import LeftOut, Track, class_numbers, held_out_noise, prepared
 from scratchformers.training.vision import class_figures
 
 BATCH = 8  # rows at once
@@ -275,14 +274,11 @@ def evaluate_painting(
 ) -> PaintingScore:
     """How well hidden patches are painted, `mask_ratio` of each picture's. Which are hidden follows from the picture's
     row alone, as in the validation of a training. Pictures that cannot be decoded are as for `evaluate_pictures`."""
-    if not isinstance(model, MAE):
-        raise ValueError(f"{type(model).__name__} paints no pictures: expected a masked autoencoder, MAE.")
-    if model.decoder is None:
-        raise ValueError("This MAE has no decoder, so it paints nothing: choose a file that has one.")
+    check_paints(model)
     check_hiding(mask_ratio, 0)
     patches, total, count = grid.count(model.config.image, model.config.patch), 0.0, 0
     for rows, images in prepared(model, pictures, preprocess, batch=batch, track=track, left_out=left_out):
-        noise = torch.stack([torch.rand(patches, generator=generator(0, row, 5)) for row in rows])
+        noise = held_out_noise(patches, rows)
         with evaluating(model):
             total += float(model(images, noise=noise, mask_ratio=mask_ratio).loss) * len(rows)
         count += len(rows)

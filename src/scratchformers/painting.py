@@ -38,6 +38,22 @@ class Painting:
     statistics: str | None = None
 
 
+def check_paints(model: Any) -> None:
+    """ValueError for a model that cannot paint."""
+    if not isinstance(model, MAE):
+        raise ValueError(f"{type(model).__name__} paints no pictures: expected a masked autoencoder, MAE.")
+    if model.decoder is None:
+        raise ValueError("This MAE has no decoder, so it paints nothing: choose a file that has one.")
+
+
+def check_hiding(mask_ratio: float, seed: int) -> None:
+    """ValueError for what cannot be, whatever the model."""
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio (--mask) is {mask_ratio}: expected a part between 0 and 1 to be hidden.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}: expected 0 <= seed < 2**63.")
+
+
 @torch.no_grad()
 def paint(
     model: Any,
@@ -54,8 +70,7 @@ def paint(
     the visible patches around; "original" takes the hidden patch's own, which is part of the answer. ValueError for a
     model that paints nothing, and as the model's `forward`.
     """
-    if not isinstance(model, MAE):
-        raise ValueError(f"{type(model).__name__} paints no pictures: expected a masked autoencoder, MAE.")
+    check_paints(model)
     if statistics not in ("visible", "original"):
         raise ValueError(f"statistics is {statistics!r}: expected visible or original.")
     patches = cut(images, model.config, "p q c")

@@ -4,7 +4,6 @@ from scratchformers.tasks.pictures import ImageClassifier as ImageClassifier
 from scratchformers.tasks.pictures import Picture as Picture
 from scratchformers.tasks.pictures import Reconstruction as Reconstruction
 from scratchformers.tasks.pictures import Reconstructor as Reconstructor
-from scratchformers.tasks.pictures import check_hiding as check_hiding
 from scratchformers.tasks.pictures import load_classifier as load_classifier
 from scratchformers.tasks.texts import Completer as Completer
 from scratchformers.tasks.texts import Completion as Completion

@@ -16,8 +16,7 @@ from scratchformers.checkpoints.pretrained import Config
 from scratchformers.generate import evaluating
 from scratchformers.grid import check_pictures, count
 from scratchformers.images import Preprocess, open_picture, upright
-from scratchformers.models.mae import MAE
-from scratchformers.painting import Painting, check_rows, paint, panel, to_pictures
+from scratchformers.painting import Painting, check_hiding, check_paints, check_rows, paint, panel, to_pictures
 from scratchformers.tasks.texts import Label, TextClassifier, most_probable, shares_of
 
 BATCH = 16  # pictures computed at once
@@ -132,10 +131,7 @@ class Reconstructor(_Seeing):
     @classmethod
     def _check(cls, model: Any) -> None:
         super()._check(model)
-        if not isinstance(model, MAE):
-            raise ValueError(f"{type(model).__name__} paints no pictures: expected a masked autoencoder, MAE.")
-        if model.decoder is None:
-            raise ValueError("This MAE has no decoder, so it paints nothing: choose a file that has one.")
+        check_paints(model)
 
     def __call__(
         self,
@@ -179,14 +175,6 @@ class Reconstructor(_Seeing):
             with evaluating(self.model):
                 painting = paint(self.model, images, statistics=statistics, **given)
             yield painting
-
-
-def check_hiding(mask_ratio: float, seed: int) -> None:
-    """ValueError for what cannot be, whatever the model."""
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio (--mask) is {mask_ratio}: expected a part between 0 and 1 to be hidden.")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed}: expected 0 <= seed < 2**63.")
 
 
 def load_classifier(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scratchformers.grid import check_pictures
 from scratchformers.images import Preprocess
+from scratchformers.training.data import generator
 from scratchformers.training.pictures import SHOWN, Pictures
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far one is among so many
@@ -57,6 +58,11 @@ def prepared(
                 yield [*kept], torch.stack(images).to(weight.device, weight.dtype)
     if not read:
         raise ValueError(f"None of the {size} pictures can be read: there is nothing to measure.")
+
+
+def held_out_noise(patches: int, rows: Sequence[int]) -> Tensor:
+    """(b, patches): noise that hides patches of held-out pictures, by their rows alone: always the same."""
+    return torch.stack([torch.rand(patches, generator=generator(0, row, 5)) for row in rows])
 
 
 def _leave_out(pictures: Pictures, faults: Sequence[tuple[int, ValueError]], left_out: LeftOut | None) -> None:

@@ -62,8 +62,6 @@ _PICTURES = {
     "weight_decay": 0.05,
     "beta2": 0.999,
     "crop": 0.08,
-}
-_PICTURES |= {
     "mixup": 0.8,
     "cutmix": 1.0,
     "erasing": 0.25,

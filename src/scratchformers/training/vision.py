@@ -35,6 +35,7 @@ from scratchformers.training import augment
 from scratchformers.training.data import generator
 from scratchformers.training.loop import Batch, Settings, Task
 from scratchformers.training.pictures import Pictures, read_pictures, split
+from scratchformers.training.reading import class_numbers, held_out_noise
 from scratchformers.training.request import Facts, Request
 from scratchformers.training.sources import copied
 
@@ -244,10 +245,8 @@ class Classes(OnPictures):
 
     def __init__(self, model: Any, train: Pictures, valid: Pictures, settings: ClassSettings, preprocess: Preprocess):
         super().__init__(model, train, valid, settings, preprocess)
-        labels = {label: i for i, label in enumerate(model.head.labels)}
-        self.numbers, self.valid_numbers = (
-            torch.tensor([labels[part.labels[target]] for target in part.targets]) for part in (train, valid)
-        )
+        labels = model.head.labels
+        self.numbers, self.valid_numbers = (class_numbers(part, labels, "those to train on") for part in (train, valid))
         counts = self.valid_numbers.bincount()
         self.trivial = math.log(len(labels))
         self.baselines = {"most_frequent_accuracy": float(counts.max() / counts.sum())}
@@ -321,15 +320,12 @@ class Painting(OnPictures):
             raise ValueError("None of the training pictures can be read.")
         return float((squares / count - (total / count).square()).mean())
 
-    def _noise(self, draws: Sequence[torch.Generator]) -> Tensor:
-        return torch.stack([torch.rand(self.patches, generator=draw) for draw in draws])
-
     def completed(self, images: Tensor, examples: list[Example], rows: list[int], draw: torch.Generator) -> Batch:
-        noise = self._noise([generator(self.settings.seed, *example, 4) for example in examples])
-        return {"images": images, "noise": noise}
+        draws = (generator(self.settings.seed, *example, 4) for example in examples)
+        return {"images": images, "noise": torch.stack([torch.rand(self.patches, generator=each) for each in draws])}
 
     def validation(self, images: Tensor, rows: list[int]) -> Batch:
-        return {"images": images, "noise": self._noise([generator(0, row, 5) for row in rows])}
+        return {"images": images, "noise": held_out_noise(self.patches, rows)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images = batch["images"]
@@ -343,7 +339,7 @@ class Painting(OnPictures):
         images, rows = self.shown()
         if not rows:
             return None
-        noise = self._noise([generator(0, row, 5) for row in rows]).to(images.device)
+        noise = held_out_noise(self.patches, rows)
         painted = painting.paint(model, images, noise=noise, mask_ratio=self.settings.mask_ratio)
         return painting.panel(painted, self.preprocess)
 
@@ -353,8 +349,6 @@ def prepare_classes(
 ) -> tuple[Classes, Facts, list[str]]:
     """A ViT with a class for each picture to learn, from nothing, a ViT's or a masked autoencoder's encoder."""
     train, valid, said = _pictures(request, settings, labelled=True)
-    if unknown := sorted(set(valid.labels) - set(train.labels)):
-        raise ValueError(f"The class {unknown[0]!r} of {request.valid} is none to train on: {', '.join(train.labels)}.")
 
     def new() -> ViT:
         sizes: dict[str, Any] = {**fields, "classes": len(train.labels)}
@@ -426,7 +420,7 @@ def _preprocess(request: Request, model: Any) -> Preprocess:
     with the model."""
     size = height_width(model.config.image)
     if request.source is not None:
-        found = load_preprocess(hub.find(request.source)).sized(size)
+        found = load_preprocess(hub.find(request.source), model=model).sized(size)
     else:
         if model.config.channels not in (1, 3):
             raise ValueError(f"channels is {model.config.channels}: expected 3, or 1 for grey pictures.")
