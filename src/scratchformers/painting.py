@@ -46,7 +46,7 @@ def check_paints(model: Any) -> None:
         raise ValueError("This MAE has no decoder, so it paints nothing: choose a file that has one.")
 
 
-def check_hiding(mask_ratio: float, seed: int) -> None:
+def check_hiding(mask_ratio: int | float, seed: int) -> None:
     """ValueError for what cannot be, whatever the model."""
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mask_ratio (--mask) is {mask_ratio}: expected a part between 0 and 1 to be hidden.")
