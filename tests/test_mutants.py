@@ -175,7 +175,7 @@ def rows_that_see_the_future(patch):
 MUTANTS = {
     "erf GELU for the tanh one": activation(bricks.gelu),
     "QuickGELU": activation(bricks.quick_gelu),
-    "ReLU": activation(bricks.relu),
+    "ReLU": activation(bricks.ACTIVATIONS["relu"]),
     "another eps": norm_eps,
     "no causal mask": attending(no_causal_mask),
     "no softmax": attending(no_softmax),

@@ -122,7 +122,7 @@ def test_block_is_torchs_encoder_layer(pre_norm):
 def test_block_with_cross_attention_is_torchs_decoder_layer(pre_norm):
     """What the encoder-decoder will need: a causal block that reads a source of another length."""
     ours = scramble(
-        Block(DIM, Attention(DIM, HEADS), MLP(DIM, HIDDEN, bricks.relu), cross=Attention(DIM, HEADS), pre_norm=pre_norm)
+        Block(DIM, Attention(DIM, HEADS), MLP(DIM, HIDDEN, bricks.ACTIVATIONS["relu"]), cross=Attention(DIM, HEADS), pre_norm=pre_norm)
     )
     theirs = nn.TransformerDecoderLayer(DIM, HEADS, HIDDEN, activation=F.relu, batch_first=True, norm_first=pre_norm)
     theirs = theirs.double().eval()
@@ -144,7 +144,7 @@ def test_activations_are_the_references():
 
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
     pairs = {"gelu": bricks.gelu, "gelu_new": bricks.gelu_tanh, "quick_gelu": bricks.quick_gelu}
-    pairs |= {"relu": bricks.relu, "silu": bricks.silu}
+    pairs |= {"relu": bricks.ACTIVATIONS["relu"], "silu": bricks.ACTIVATIONS["silu"]}
     for name, ours in pairs.items():
         torch.testing.assert_close(ours(x), ACT2FN[name](x), atol=1e-12, rtol=0)
     assert (bricks.gelu(x) - bricks.gelu_tanh(x)).abs().max() > 1e-4

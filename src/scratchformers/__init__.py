@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from scratchformers.models import load_tokenizer as load_tokenizer
     from scratchformers.models.bert import BERT as BERT
     from scratchformers.models.bert import BERTConfig as BERTConfig
+    from scratchformers.models.clip import CLIP as CLIP
+    from scratchformers.models.clip import CLIPConfig as CLIPConfig
     from scratchformers.models.gpt2 import GPT2 as GPT2
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
     from scratchformers.models.mae import MAE as MAE
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _HOME = {
     "BERT": "models.bert",
     "BERTConfig": "models.bert",
+    "CLIP": "models.clip",
+    "CLIPConfig": "models.clip",
     "Classify": "heads",
     "Completer": "tasks",
     "Completion": "tasks",

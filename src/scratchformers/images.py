@@ -22,7 +22,7 @@ from torch import Tensor
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std
 _HALF = (0.5, 0.5, 0.5)
-_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # What is read, by Pillow's names. Not EPS, which it would hand to another program, nor formats that nothing at their
 # beginning tells from chance, so that a damaged file is not read as noise.
@@ -37,7 +37,7 @@ LARGEST = 2**24  # pixels to which a longer side may be resized, or, where nothi
 PUBLISHED: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2, "do_center_crop": False, "image_mean": _HALF, "image_std": _HALF},
     "DeiT": {"size": 256, "crop_size": 224, "image_mean": _HALF, "image_std": _HALF},
-    "CLIP": {"size": {"shortest_edge": 224}, "crop_size": 224, "image_mean": _CLIP[0], "image_std": _CLIP[1]},
+    "CLIP": {"size": {"shortest_edge": 224}, "crop_size": 224, "image_mean": CLIP[0], "image_std": CLIP[1]},
 }
 _ALWAYS = {"do_resize": True, "resample": 3, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 gelu = F.gelu  # x Phi(x), exact: by the error function
 gelu_tanh = partial(F.gelu, approximate="tanh")  # its older approximation; the two differ by up to 5e-4
-relu, silu = F.relu, F.silu
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x sigmoid(1.702 x), the coarser approximation (Hendrycks and Gimpel 2016, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "relu": F.relu, "silu": F.silu}
 
 CAUSAL = "causal"  # the mask of every token seeing itself and those before it, nothing padded, nothing cached
 Mask = Any  # None: see everything; CAUSAL; booleans (b or 1, 1, t or 1, s); or an object that attends by itself

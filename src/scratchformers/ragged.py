@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from scratchformers.nn import CAUSAL, attend
@@ -26,6 +26,14 @@ def unpadded(keep: Bool[Tensor, "b t"] | None, *, first: bool, causal: bool) -> 
     if keep is None or not first or keep.device.type != "cpu" or torch.compiler.is_compiling() or padded.get():
         return None
     return None if bool(keep.all()) or not bool(keep.any()) else Ragged(keep, causal=causal)
+
+
+def check_texts(ids: Int[Tensor, "b t"], length: int, end: int | None) -> None:
+    """ValueError for texts longer than `length`, or one in which the id `end`, where one is given, does not occur."""
+    if ids.shape[1] > length:
+        raise ValueError(f"A text has {ids.shape[1]} tokens and the model reads {length}: truncate it.")
+    if end is not None and not (torch.compiler.is_compiling() or bool((ids == end).any(-1).all())):
+        raise ValueError(f"A text has no end: expected the id {end} in each, as the tokeniser puts it.")
 
 
 class Ragged:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from scratchformers import grid
 from scratchformers.checkpoints import files, hub, tables
 from scratchformers.images import Preprocess
+from scratchformers.nn import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Config:
                 raise ValueError(f"eps is {value!r}: expected 0 < eps < 1.")
             if field.name == "image":
                 object.__setattr__(self, "image", grid.checked(value, getattr(self, "patch")))  # noqa: B009
+            if field.name == "activation" and value not in ACTIVATIONS:
+                raise ValueError(f"activation is {value!r}: expected one of {', '.join(ACTIVATIONS)}.")
             if field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name} is {value!r}: expected true or false.")
             if field.name == "dropout" and not (isinstance(value, int | float) and 0 <= value < 1):
@@ -329,9 +332,11 @@ def _agreed(given: Any, found: Any, told: Mapping[str, Any], source: Path, cls: 
     fields = dataclasses.fields(cls.config_class)
     names = [field.name for field in fields if field.default is not None and field.name not in free]
     if found is None and given is None:
-        raise ValueError(
-            f"{source} has no config.json, and its tensors do not tell all of {', '.join(names)}: pass config=."
-        )
+        if not told or names:
+            raise ValueError(
+                f"{source} has no config.json, and its tensors do not tell all of {', '.join(names)}: pass config=."
+            )
+        found = cls.config_class(**told)
     if "image" in told:  # by as many patches as fill a square: another shape may have as many
         said, patch = (found or given).image, told["patch"]
         told = {**told, **({"image": said} if grid.count(said, patch) == grid.count(told["image"], patch) else {})}
@@ -357,5 +362,5 @@ def _compare(a: Mapping[str, Any], b: Mapping[str, Any], where: str, source: Pat
 def spelt_out(config: Config) -> dict[str, Any]:
     """The fields, those that follow from others too: configs that mean the same are equal."""
     fields = dataclasses.asdict(config)
-    follow = {"hidden": "dim", "decoder_hidden": "decoder_dim"}
-    return fields | {name: 4 * fields[of] for name, of in follow.items() if fields.get(name, 0) is None}
+    follow = [name for name, value in fields.items() if value is None and name.endswith("hidden")]
+    return fields | {name: 4 * fields[name.replace("hidden", "dim")] for name in follow}

@@ -139,8 +139,10 @@ def _convert(entry: Entry, tensors: Mapping[str, Tensor], shapes: Mapping[str, t
     if len({part.shape for part in parts}) > 1:
         return parts
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(entry.ours) == 1:
+        return [whole]
     sizes = [shapes[name][0] for name in entry.ours]
-    return list(whole.split(sizes)) if len(sizes) > 1 and whole.ndim and sum(sizes) == len(whole) else [whole]
+    return list(whole.split(sizes)) if whole.ndim and sum(sizes) == len(whole) else [whole]
 
 
 def load(

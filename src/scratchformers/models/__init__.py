@@ -11,12 +11,13 @@ from scratchformers.checkpoints.pretrained import Config, Pretrained, read_confi
 from scratchformers.checkpoints.tables import Layout
 from scratchformers.images import Preprocess
 from scratchformers.models.bert import BERT
+from scratchformers.models.clip import CLIP
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
 from scratchformers.text import TextTokenizer, read_tokenizer
 
-CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT, ViT, MAE)
+CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT, ViT, MAE, CLIP)
 
 
 def load(
