@@ -1,7 +1,9 @@
 """Hub ids against a hub of our own, which cuts, stalls, truncates and lies; and checkpoints in shards."""
 
+import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,7 +27,7 @@ from test_text import BPE, FROZEN
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import scratchformers as sf
-from scratchformers.checkpoints import files, hub
+from scratchformers.checkpoints import download, files, hub, openai
 from scratchformers.text import characters
 
 DTYPE = torch.float64
@@ -764,3 +766,367 @@ def test_the_index_is_no_tokeniser(sharded):
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(FROZEN / name, sharded / name)
     assert sf.load_tokenizer(sharded / "model.safetensors.index.json").encode("it's") == BPE.encode("it's")
+
+
+# --- OpenAI's names
+
+
+MODEL, MERGES = "ViT-B-32.pt", files.CLIP_MERGES
+NAME = "openai/ViT-B/32"
+
+
+class Mirror:
+    """OpenAI's addresses. `faults` say how the next answers for a file go wrong, one after the other."""
+
+    def __init__(self, url):
+        self.url, self.contents, self.log = url, {}, []
+        self.faults: dict = {}  # file: list of faults
+        self.release = threading.Event()
+
+    def asked(self):
+        """What was asked since the last time, as (file, first byte)."""
+        log, self.log = self.log, []
+        return log
+
+
+class Files(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        mirror, file = self.server.mirror, self.path.rpartition("/")[2]
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        mirror.log.append((file, start))
+        fault = (mirror.faults.get(file) or [None]).pop(0)
+        content = mirror.contents.get(self.path, b"")
+        if fault == "down":
+            return self.connection.close()
+        if isinstance(fault, int) or not content:
+            return self.answer(fault or 404, b"an error")
+        if fault == "moved":
+            return self.answer(302, b"", Location=mirror.url + self.path)
+        if fault == "lies":
+            content = bytes([content[0] ^ 1]) + content[1:]
+        if fault == "ignores":
+            start = 0
+        if fault == "earlier":
+            start -= 1000
+        if start >= len(content):
+            return self.answer(416, b"")
+        said = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        self.answer(206 if start else 200, content[start:], fault, **said)
+
+    def answer(self, status, body, fault=None, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if fault != "no length":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        part = len(body) * 2 // 5 if fault in ("cut", "stalls", "waits") else len(body)
+        self.wfile.write(body[:part])
+        self.wfile.flush()
+        if fault in ("stalls", "waits"):
+            self.server.mirror.release.wait(60)
+        if fault == "waits":
+            self.wfile.write(body[part:])
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """Files of our own at OpenAI's addresses, and an empty cache."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_):
+            pass
+
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    with Server(("127.0.0.1", 0), Files) as server:
+        server.mirror = mirror = Mirror(f"http://127.0.0.1:{server.server_port}")
+        mirror.server = server
+        monkeypatch.setenv("SCRATCHFORMERS_MIRROR", mirror.url + "/")
+        made = {name: made_by_us(mirror, each, name.encode() * 3000) for name, each in openai.MODELS.items()}
+        monkeypatch.setattr(openai, "MODELS", made)
+        monkeypatch.setattr(openai, "VOCABULARY", made_by_us(mirror, openai.VOCABULARY, b"merges" * 3000))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield mirror
+        mirror.release.set()
+        server.shutdown()
+
+
+def made_by_us(mirror, published, content):
+    mirror.contents[re.sub(r"^https://[^/]+", "", published.url)] = content
+    return dataclasses.replace(published, sha256=sha256(content))
+
+
+WHOLE = b"ViT-B/32" * 3000
+
+
+def complete(place):
+    """Both files, and nothing half-written."""
+    assert {path.name for path in place.iterdir() if path.suffix != ".lock"} == {MODEL, MERGES}
+    assert (place / MODEL).read_bytes() == WHOLE
+    assert (place / MERGES).read_bytes() == b"merges" * 3000
+    return place
+
+
+def unusable(*said, kind=OSError, **options):
+    with pytest.raises(kind) as caught:
+        hub.find(NAME, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message, message
+    with pytest.raises(FileNotFoundError, match=f"There is no folder or file '{NAME}' here, and offline its"):
+        hub.find(NAME, local_files_only=True)
+
+
+CACHED = Path("assets/scratchformers/openai/ViT-B-32")
+
+
+def part_of():
+    return CACHED / f"{MODEL}.part"
+
+
+def test_the_published_addresses_and_digests_are_those_that_open_clip_knows():
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    for name, published in openai.MODELS.items():
+        theirs = name.replace("/", "-").replace("@336px", "-336")
+        assert published.url == get_pretrained_cfg(theirs, "openai")["url"]
+        assert published.sha256 == published.url.split("/")[-2]
+    vocabulary = Path(open_clip.__file__).parent / openai.VOCABULARY.name
+    assert sha256(vocabulary.read_bytes()) == openai.VOCABULARY.sha256
+
+
+def test_openais_name_is_a_folder_in_the_cache(mirror, monkeypatch):
+    place = complete(hub.find(NAME))
+    assert place == CACHED.absolute()
+    assert sorted(mirror.asked()) == [(MODEL, 0), (MERGES, 0)]
+    assert files.find_weights(place) == place / MODEL
+    assert files.find_vocabulary(place) == (place / MERGES,)
+    assert hub.find(NAME) == hub.find(NAME, local_files_only=True) == place
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.find(NAME) == place
+    assert mirror.asked() == []
+
+
+def test_later_loads_of_openais_files_hash_nothing(mirror, monkeypatch):
+    hub.find(NAME)
+    monkeypatch.setattr(download, "hashlib", None)
+    hub.find(NAME)
+
+
+@pytest.mark.parametrize("name", ["ViT-B/16", "ViT-L/14", "ViT-L/14@336px"])
+def test_every_name_has_its_file(mirror, name):
+    (path,) = hub.find(f"openai/{name}").glob("*.pt")
+    assert path.read_bytes() == name.encode() * 3000
+    assert path.name == name.replace("/", "-").replace("@", "-") + ".pt"
+
+
+def test_the_vocabulary_is_fetched_without_weights(mirror):
+    place = hub.find(NAME, weights=False)
+    assert mirror.asked() == [(MERGES, 0)]
+    assert hub.find(NAME, weights=False, local_files_only=True) == place
+    unusable(f"offline its {MODEL} is not in the cache at", local_files_only=True)
+    complete(hub.find(NAME))
+
+
+def test_without_a_mirror_openai_is_asked(monkeypatch):
+    published = openai.MODELS["ViT-B/32"]
+    monkeypatch.delenv(download.MIRROR, raising=False)
+    assert published.address == published.url
+    monkeypatch.setenv(download.MIRROR, "http://localhost:8000/below")
+    assert published.address == f"http://localhost:8000/below/clip/models/{published.sha256}/ViT-B-32.pt"
+
+
+def test_a_cut_download_of_openais_goes_on_at_once(mirror):
+    mirror.faults[MODEL] = ["cut", "cut", "cut"]
+    complete(hub.find(NAME))
+    starts = [start for file, start in mirror.asked() if file == MODEL]
+    assert starts[:2] == [0, len(WHOLE) * 2 // 5]
+    assert len(starts) == 4
+    assert starts == sorted(starts)
+
+
+def test_a_line_that_goes_down_at_40_percent_is_gone_on_from_there_by_the_next_call(mirror):
+    mirror.faults[MODEL] = ["cut", "down"]
+    held = len(WHOLE) * 2 // 5
+    unusable(f"try again, which goes on after the {held} bytes that have arrived", kind=ConnectionError)
+    assert part_of().read_bytes() == WHOLE[:held]
+    mirror.asked()
+    complete(hub.find(NAME))
+    assert mirror.asked()[0] == (MODEL, held)
+
+
+def test_a_stalled_connection_counts_as_cut(mirror, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    mirror.faults[MODEL] = ["stalls"]
+    complete(hub.find(NAME))
+    assert mirror.asked()[:2] == [(MODEL, 0), (MODEL, len(WHOLE) * 2 // 5)]
+
+
+@pytest.mark.parametrize("fault", ["ignores", "earlier", "no length", "moved"])
+def test_servers_that_answer_a_range_in_their_own_way(mirror, fault):
+    mirror.faults[MODEL] = ["cut", fault]
+    complete(hub.find(NAME))
+    assert mirror.asked()[1] == (MODEL, len(WHOLE) * 2 // 5)
+
+
+def test_a_server_that_does_not_say_how_long_a_file_is(mirror):
+    mirror.faults = {MODEL: ["no length"], MERGES: ["no length"]}
+    complete(hub.find(NAME))
+
+
+def test_a_wrong_digest_leaves_nothing(mirror):
+    mirror.faults[MODEL] = ["lies"]
+    unusable(f"{MODEL} arrived damaged (its sha256 is", "try again")
+    assert not part_of().exists()
+    complete(hub.find(NAME))
+
+
+@pytest.mark.parametrize("left", [b"?" * 100, WHOLE + b"!"])
+def test_what_another_program_left_as_a_part_is_found_out(mirror, left):
+    part_of().parent.mkdir(parents=True)
+    part_of().write_bytes(left)
+    unusable("arrived damaged")
+    assert not part_of().exists()
+    complete(hub.find(NAME))
+
+
+def test_a_process_that_ended_just_before_the_renaming(mirror):
+    part_of().parent.mkdir(parents=True)
+    part_of().write_bytes(WHOLE)
+    complete(hub.find(NAME))
+    assert mirror.asked() == [(MODEL, len(WHOLE)), (MERGES, 0)]
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500, 503])
+def test_an_answer_that_is_no_file(mirror, status):
+    mirror.faults[MODEL] = [status]
+    unusable(f"{MODEL} was asked for and answered with status {status}: try again later")
+    mirror.faults[MODEL] = ["cut", status]
+    unusable(f"status {status}")
+    assert part_of().read_bytes() == WHOLE[: len(WHOLE) * 2 // 5], "what had arrived stays"
+    complete(hub.find(NAME))
+
+
+def test_a_mirror_that_is_gone(mirror):
+    mirror.server.shutdown()
+    mirror.server.server_close()
+    unusable("could not be fetched (ConnectError", "check the connection and try again.", kind=ConnectionError)
+
+
+def test_a_mirror_that_is_no_address(mirror, monkeypatch):
+    monkeypatch.setenv(download.MIRROR, "somewhere")
+    unusable("could not be fetched", kind=ConnectionError)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(errno.ENOSPC, "The disk of"), (errno.EACCES, f"{MODEL} could not be stored in")]
+)
+def test_a_disk_that_takes_no_more(mirror, monkeypatch, code, said):
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(download, "open", lambda path, mode: Full(path, mode), raising=False)
+    unusable(said)
+    monkeypatch.undo()
+    assert not Path(CACHED, MODEL).exists()
+
+
+def test_a_cache_that_is_no_folder(mirror):
+    Path("assets").write_bytes(b"")
+    unusable(f"{MODEL} could not be stored in")
+
+
+FIND = """
+import sys
+from scratchformers.checkpoints import hub, openai
+from scratchformers.checkpoints.download import Download
+model, vocabulary = sys.argv[1:]
+openai.MODELS["ViT-B/32"] = Download(openai.MODELS["ViT-B/32"].url, model)
+openai.VOCABULARY = Download(openai.VOCABULARY.url, vocabulary)
+print("begins", flush=True)
+print(hub.find("openai/ViT-B/32"))
+"""
+
+
+def another_process(**options):
+    """`hub.find` of it, by itself."""
+    digests = [openai.MODELS["ViT-B/32"].sha256, openai.VOCABULARY.sha256]
+    settings = {**os.environ, "HF_ASSETS_CACHE": str(Path("assets").absolute()), "HF_HUB_OFFLINE": "0"}
+    return subprocess.Popen([sys.executable, "-c", FIND, *digests], env=settings, text=True, **options)
+
+
+def until(condition, process):
+    end = time.monotonic() + 100
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.unhooked
+def test_two_processes_fetch_once(mirror):
+    mirror.faults[MODEL] = ["waits"]
+    both = [another_process(stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["begins\n"] * 2
+    until(lambda: mirror.log, both[0])
+    time.sleep(0.5)  # in which the other one would ask too
+    mirror.release.set()
+    folders = {process.communicate(timeout=100)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert folders == {str(complete(CACHED.absolute()))}
+    assert sorted(mirror.asked()) == [(MODEL, 0), (MERGES, 0)]
+
+
+@pytest.mark.unhooked
+def test_a_killed_process_leaves_a_part_that_is_gone_on_with(mirror):
+    mirror.faults[MODEL] = ["stalls"]
+    process, held = another_process(), len(WHOLE) * 2 // 5
+    until(lambda: part_of().is_file() and part_of().stat().st_size == held, process)
+    process.kill()
+    process.wait()
+    with pytest.raises(FileNotFoundError, match="is not in the cache"):
+        hub.find(NAME, local_files_only=True)
+    mirror.asked()
+    complete(hub.find(NAME))
+    assert mirror.asked()[0] == (MODEL, held)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("openai/RN50", "openai/RN50 sees with a ResNet, which is not built here: expected one of openai/ViT-B/32, "),
+        ("openai/RN50x64", "openai/RN50x64 sees with a ResNet"),
+        ("openai/ViT-B/64", "openai/ViT-B/64 is no model that OpenAI published: expected one of openai/ViT-B/32, "),
+        ("openai/ViT-B-32", "openai/ViT-B-32 is no model that OpenAI published"),
+    ],
+)
+def test_names_that_openai_did_not_publish_or_that_are_not_built(mirror, fake, name, said):
+    with pytest.raises(ValueError, match=said):
+        sf.load(name)
+    with pytest.raises(ValueError, match="only a hub id has revisions"):
+        sf.load(name, revision="main")
+    assert mirror.asked() == fake.asked() == []
+
+
+def test_openais_ids_on_the_hub_are_asked_for_there(mirror, fake):
+    fake.repo = "openai/clip-vit-base-patch32"
+    assert sf.load_tokenizer(fake.repo).encode("it's") == BPE.encode("it's")
+    assert ("GET", "vocab.json") in fake.asked()
+    assert mirror.asked() == []
+
+
+def test_a_folder_is_meant_before_openais_name(mirror):
+    Path(NAME).mkdir(parents=True)
+    assert hub.find(NAME) == Path(NAME)
+    assert hub.find(Path("openai/ViT-B/16")) == Path("openai/ViT-B/16"), "and a Path is one"
+    assert mirror.asked() == []

@@ -95,7 +95,7 @@ class TextTokenizer:
             tokenizer = self._truncating(limit, pairs=any(not isinstance(text, str) for text in texts))
         found = tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         for text, each in zip(texts, found):
-            _check_length(text if isinstance(text, str) else text[0], len(each), limit)
+            check_length(text if isinstance(text, str) else text[0], len(each), limit)
         self.cut += sum(bool(each.overflowing) for each in found)
         return [(each.ids, each.type_ids) for each in found]
 
@@ -114,7 +114,7 @@ class TextTokenizer:
             self._check(word)
         tokenizer = self._truncating(limit) if truncate and limit is not None else self.tokenizer
         found = tokenizer.encode(list(words), is_pretokenized=True)
-        _check_length(" ".join(words), len(found), limit)
+        check_length(" ".join(words), len(found), limit)
         self.cut += bool(found.overflowing)
         return found.ids, found.word_ids
 
@@ -163,7 +163,8 @@ class TextTokenizer:
         return len(self.decode([id]).encode("utf-8"))
 
 
-def _check_length(text: str, count: int, limit: int | None) -> None:
+def check_length(text: str, count: int, limit: int | None) -> None:
+    """ValueError if the text has more tokens than `limit`."""
     if limit is not None and count > limit:
         raise ValueError(
             f"The text {text[:40]!r}... has {count} tokens and the model takes {limit}: "
@@ -349,7 +350,7 @@ def train_wordpiece(
     )
     learner = Tokenizer(models.WordPiece(unk_token=BERT["unknown"]))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(_written_out(words), trainer)
+    learner.train_from_iterator(written_out(words), trainer)
     found = learner.get_vocab(with_added_tokens=False)
     tokenizer = Tokenizer(models.WordPiece(found, unk_token=BERT["unknown"], max_input_chars_per_word=100))
     _make_wordpiece(tokenizer, lower=lower)
@@ -378,7 +379,7 @@ def _frequent(words: Counter[str], most: int) -> list[str]:
     return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:most])
 
 
-def _written_out(words: Counter[str]) -> Iterator[str]:
+def written_out(words: Counter[str]) -> Iterator[str]:
     """Each as often as it occurs."""
     for word, count in sorted(words.items()):
         for start in range(0, count, 1000):

@@ -181,10 +181,8 @@ LARGEST = 2  # an end id that says: the largest id of a text ends it. Old files 
 
 def read(published: Mapping[str, Any]) -> dict[str, Any]:
     """Our fields of what config.json of transformers says. ValueError where it asks for another model."""
-    said = {part: silent | _part(published, part) for part, silent in SILENT.items()}
-    found = {
-        ours: vision.as_config(said[part][theirs]) for part, names in TOWERS.items() for ours, theirs in names.items()
-    }
+    said = {part: _part(published, part) for part in TOWERS}
+    found = _ours(said, TOWERS)
     for ours, theirs in BOTH.items():
         if said["vision"][theirs] != said["text"][theirs]:
             towers = f"{said['vision'][theirs]!r} for pictures and {said['text'][theirs]!r} for texts"
@@ -200,11 +198,14 @@ def _ours(said: Mapping[str, Mapping[str, Any]], names: Mapping[str, Mapping[str
 
 
 def _part(published: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What it says of a tower; some say it twice, and the second is what transformers goes by."""
-    given = [published.get(name) or {} for name in (f"{part}_config", f"{part}_config_dict")]
-    if not all(isinstance(each, Mapping) for each in given):
-        raise ValueError(f"config.json says {part}_config {given[0]!r}: expected a JSON object.")
-    return given[0] | given[1]
+    """What it says of a tower. Some say it twice: then transformers goes by the second alone, silent or not."""
+    for name in (f"{part}_config_dict", f"{part}_config"):
+        said = published.get(name)
+        if said is not None and not isinstance(said, Mapping):
+            raise ValueError(f"config.json says {name} {said!r}: expected a JSON object.")
+        if said is not None:
+            return SILENT[part] | {**said}
+    return SILENT[part]
 
 
 def write(config: Any) -> dict[str, Any]:
@@ -221,6 +222,13 @@ def write(config: Any) -> dict[str, Any]:
     parts["text"]["eos_token_id"] = LARGEST if config.end is None else config.end
     kinds = {f"{part}_config": {"model_type": f"clip_{part}_model", **said} for part, said in parts.items()}
     return {"model_type": "clip", "projection_dim": config.dim, **kinds}
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Each tower once, whatever the file it came from said twice: what is not read of it is kept."""
+    said = {f"{part}_config": model.published.get(f"{part}_config") or {} for part in TOWERS}
+    parts = {name: {**said[name], **now} for name, now in write(model.config).items() if name in said}
+    return {"architectures": ["CLIPModel"], **parts, **dict.fromkeys(f"{part}_config_dict" for part in TOWERS)}
 
 
 # open_clip's words; what is left out matters to training alone, or says what is so here.
@@ -267,9 +275,7 @@ def read_open_clip(published: Mapping[str, Any]) -> dict[str, Any]:
     for name, part in parts.items():
         _check_open_clip(name, part, (*OPEN_CLIP_SILENT[name],))
     said = {name: {**silent, **parts[name]} for name, silent in OPEN_CLIP_SILENT.items()}
-    found = {
-        ours: vision.as_config(said[part][theirs]) for part, names in CFG.items() for ours, theirs in names.items()
-    }
+    found = _ours(said, CFG)
     image, text = said["vision_cfg"], said["text_cfg"]
     found |= {"image_heads": image["width"] // image["head_width"], "dim": model.get("embed_dim", 512)}
     found |= {"image_hidden": int(image["width"] * image["mlp_ratio"])}

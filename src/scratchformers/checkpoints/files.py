@@ -1,6 +1,7 @@
 """Checkpoint files read safely and written so that a reader never meets half of one.
 
-Nothing read here can run code: safetensors holds no code, and pickles are opened with `weights_only`.
+Nothing read here can run code: safetensors holds no code, pickles are opened with `weights_only`, and the code of a
+TorchScript archive is not looked at (archive.py).
 """
 
 import argparse
@@ -22,18 +23,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scratchformers.checkpoints import archive
+
 GENERATION = "generation_config.json"
 INDEX = ".index.json"  # ends the name of a file that says which shard holds which tensor
 SINGLE = ("model.safetensors", "pytorch_model.bin")
-WEIGHTS = tuple(name + ending for name in SINGLE for ending in ("", INDEX))  # the first that is there is read
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# The first that is there is read: where transformers' files and open_clip's lie side by side, transformers'.
+WEIGHTS = (*(name + ending for name in SINGLE for ending in ("", INDEX)), *OPEN_CLIP)
+CONFIGS = ("config.json", "open_clip_config.json")
 # Small files that travel with the weights as they are: how ids and text, or pictures and pixels, become one another.
 PREPROCESSOR = "preprocessor_config.json"
 ASSETS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"),
     PREPROCESSOR,
 )
-# A vocabulary and its merges under the names transformers reads, which we save, and under OpenAI's; then WordPiece's.
-VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",))
+CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+# A vocabulary and its merges under the names transformers reads, which we save, and under OpenAI's of GPT-2; then
+# WordPiece's, and OpenAI's of CLIP.
+VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",), (CLIP_MERGES,))
 OURS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 # What sentence-transformers keeps beside a model that makes one vector of a text. The rest is in folders it names.
 MODULES, SENTENCE, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -54,17 +62,21 @@ def find_weights(source: Path) -> Path:
     for name in WEIGHTS:
         if (source / name).is_file():
             return source / name
+    if len(published := [*source.glob("*.pt")]) == 1:  # as OpenAI's files are kept
+        return published[0]
     inner = source / "model"  # as in the folder of a run
     hint = f" Did you mean {inner}?" if inner.is_dir() else ""
-    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(SINGLE)} in it.{hint}")
+    raise FileNotFoundError(f"{source} holds no weights: expected {' or '.join(SINGLE)} in it, or one .pt.{hint}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, or of all an index names, memory-mapped: changing them does not change the file."""
     if path.name.endswith(INDEX):
         return _read_sharded(path)
+    if path.suffix != ".safetensors":
+        return archive.read_archive(path, mapped=MAPPED) if archive.is_archive(path) else _read_pickle(path)
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        return _read_safetensors(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or corrupted ({error}): fetch it again.") from None
 
@@ -122,8 +134,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    zipped = zipfile.is_zipfile(path)
+    if not zipped and _begins_as_zip(path):  # the end of a zip says what it holds
+        raise ValueError(f"{path} is truncated: fetch it again.")
     try:
-        mapped = MAPPED and zipfile.is_zipfile(path)  # the older format cannot be mapped
+        mapped = MAPPED and zipped  # the older format cannot be mapped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals([argparse.Namespace]):  # plain data: what a training was begun with
@@ -140,6 +155,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds something other than named tensors: expected a state dict.")
     return dict(content)
+
+
+def _begins_as_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\3\4"
 
 
 def _first_line(error: Exception) -> str:

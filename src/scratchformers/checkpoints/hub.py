@@ -1,8 +1,9 @@
-"""A hub id turned into a local folder, through huggingface_hub and its cache.
+"""A hub id, or OpenAI's name of a CLIP, turned into a local folder, through huggingface_hub and its cache.
 
 All files of a load are of one commit, whatever happens to a branch meanwhile. What has once been fetched costs one
 request (which commit is it?), and none offline. huggingface_hub is imported when an id is first met; it reads HF_HOME,
-HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
+HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE. OpenAI's files (openai.py) are fetched from where OpenAI has them, or from the
+address in SCRATCHFORMERS_MIRROR, into HF_ASSETS_CACHE, by default `assets` beside the hub's cache.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scratchformers.checkpoints import files
+from scratchformers.checkpoints import download, files, openai
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = r"\w(?:[\w.-]*\w)?"
@@ -32,14 +33,21 @@ def is_id(source: str | Path) -> bool:
 def find(
     source: str | Path, *, revision: str | None = None, local_files_only: bool = False, weights: bool = True
 ) -> Path:
-    """The file or folder that `source` stands for; of a hub id the folder of its commit in the cache.
+    """The file or folder that `source` stands for; of a hub id the folder of its commit in the cache, of OpenAI's name
+    of a CLIP (`openai/ViT-B/32`) a folder with its file and the vocabulary.
 
     What exists here is meant before an id of the same name. Without `weights` only what makes a tokeniser is fetched.
     Raises OSError (FileNotFoundError, PermissionError, ConnectionError) with one sentence.
     """
-    if not is_id(source) or Path(source).exists():
+    here = Path(source).exists()
+    published = not here and isinstance(source, str) and openai.is_name(source)
+    if published and revision is None:
+        return _find_published(str(source), local_files_only, weights)
+    if here or published or not is_id(source):
         if revision is not None:
-            raise ValueError(f"revision={revision!r} was given, and {source} is a path: only a hub id has revisions.")
+            raise ValueError(
+                f"revision={revision!r} was given, and {source} is not of the hub: only a hub id has revisions."
+            )
         return Path(source)
     revision = "main" if revision is None else revision
     if not re.fullmatch(r"(?!.*\.\.)\w[\w./+@=-]*", revision):
@@ -57,6 +65,29 @@ def find(
         raise FileNotFoundError(repo.lacks("tokeniser"))
     repo.remember(moved=weights)
     return repo.folder / "snapshots" / repo.commit
+
+
+def _find_published(name: str, local_files_only: bool, weights: bool) -> Path:
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import WeakFileLock, tqdm
+
+    model = openai.published(name)
+    folder = Path(constants.HF_ASSETS_CACHE) / "scratchformers" / "openai" / Path(model.name).stem
+    for wanted in (model, openai.VOCABULARY) if weights else (openai.VOCABULARY,):
+        if (folder / wanted.name).is_file():
+            continue
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            missing = f"its {wanted.name} is not in the cache at {folder}"
+            raise FileNotFoundError(f"{_nothing_here(name)}, and offline {missing}: fetch it once, or name a file.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(folder / f"{wanted.name}.lock"):
+                download.fetch(wanted, folder, client=get_session(), bar=tqdm)
+        except OSError as error:
+            if error.errno is None:  # a sentence already
+                raise
+            raise OSError(f"{wanted.name} could not be stored in {folder}: {error.strerror}.") from None
+    return folder
 
 
 def _fetch_weights(repo: "_Repo") -> bool:

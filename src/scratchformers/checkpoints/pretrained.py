@@ -316,9 +316,9 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """The config.json of a folder; empty where there is none."""
-    path = source / "config.json"
-    return files.read_json(path) if path.is_file() else {}
+    """The config.json of a folder, or where there is none but open_clip's, that; else empty. A file has none."""
+    found = [path for name in files.CONFIGS if (path := source / name).is_file()]
+    return files.read_json(found[0]) if found else {}
 
 
 def _decoding_fields(published: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

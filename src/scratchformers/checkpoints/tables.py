@@ -66,6 +66,7 @@ class Layout:
     prefix: str = ""  # may stand before the table's names, or not
     tokenizer: Callable[..., Any] | None = None  # what the files named by `vocabulary` mean for this model
     vocabulary: tuple[str, ...] = ("vocab.json", "merges.txt")
+    respelt: bool = False  # `tokenizer` is given whichever files there are: no tokenizer.json says all it does
     outside: tuple[str, ...] = ()  # names that begin so have no prefix; where a file we save has one, the others do
     build: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], None] = lambda *_: None
     """Gives a new model the parts that a file has, by its config.json and its tensors (names without the prefix)."""
@@ -186,6 +187,8 @@ def load(
 
 def _file_shape(parts: Sequence[torch.Size], entry: Entry, config: Any) -> str:
     """What the file should have held for parameters of these shapes."""
+    if not parts[0]:  # a single number, which cannot be cut
+        return "[]"
     whole = torch.empty(sum(part[0] for part in parts), *parts[0][1:], device="meta")
     return " + ".join(str(list(entry.how.save(part, config).shape)) for part in whole.chunk(len(entry.theirs)))
 

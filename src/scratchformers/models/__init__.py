@@ -9,6 +9,7 @@ import torch
 from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import Config, Pretrained, read_config
 from scratchformers.checkpoints.tables import Layout
+from scratchformers.clip_text import is_clips
 from scratchformers.images import Preprocess
 from scratchformers.models.bert import BERT
 from scratchformers.models.clip import CLIP
@@ -66,22 +67,33 @@ def _named_by(config: Config | str | None) -> type[Pretrained] | None:
 def load_tokenizer(source: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> TextTokenizer:
     """The tokeniser of a checkpoint (folder, weights file or hub id), a vocabulary folder, or a file of one of them.
 
-    tokenizer.json is read as it is. What a vocabulary means, the checkpoint's model says; without a config.json beside
-    it, vocab.json and merges.txt (OpenAI's encoder.json and vocab.bpe) are GPT-2's byte-level BPE, and vocab.txt is
-    BERT's WordPiece.
+    tokenizer.json is read as it is, but for CLIP, of which none says all that is done to a text. What a vocabulary
+    means, the checkpoint's model says; without a config.json beside it, vocab.json and merges.txt (OpenAI's
+    encoder.json and vocab.bpe) are GPT-2's byte-level BPE, or CLIP's where merges end words, and vocab.txt is BERT's
+    WordPiece.
     """
     source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
     folder = source.parent if source.is_file() else source
     others = source.name.endswith(files.INDEX) or source.name in ("config.json", "vocab.json", "encoder.json")
     own_name = source.is_file() and source.suffix == ".json" and not others
-    file = source if own_name else folder / "tokenizer.json"
+    file, paths = source if own_name else folder / "tokenizer.json", files.find_vocabulary(source)
+    if (respelt := _respelt(folder, paths)) and (paths or file.is_file()):
+        return respelt(*(paths or (file,)))
     if file.is_file() and source.name != "vocab.txt":
         return read_tokenizer(file)
-    paths = files.find_vocabulary(source)
     if paths is None:
         expected = ", or ".join(["tokenizer.json", *(" and ".join(names) for names in files.VOCABULARIES)])
         raise FileNotFoundError(f"{source} holds no tokeniser: expected {expected}.")
     return _reader(folder, paths)(*paths)
+
+
+def _respelt(folder: Path, paths: tuple[Path, ...] | None) -> Callable[..., TextTokenizer] | None:
+    """What makes the tokeniser of a model for which no tokenizer.json says all, if the folder holds one of these."""
+    published, said = read_config(folder), is_clips(folder, paths)
+    kinds = {"clip"} if said and not published else {published.get("model_type")}
+    kinds |= {"open_clip"} if "model_cfg" in published else set()
+    layouts = (layout for kind in CLASSES for layout in kind.layouts)
+    return next((layout.tokenizer for layout in layouts if layout.respelt and layout.model_type in kinds), None)
 
 
 def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenizer]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from scratchformers import grid
+from scratchformers import clip_text, grid
 from scratchformers.checkpoints import clip, vision
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.checkpoints.tables import CONVOLUTION, TRANSPOSED, Layout, Published, Row
@@ -59,7 +59,7 @@ class ImageTower(Tower):
         super().__init__(config, dim, config.image_depth, config.image_heads, config.image_hidden)
         self.patches = Patches(config.patch, nn.Linear(config.channels * config.patch**2, dim, bias=False))
         self.class_token, self.position = (nn.Parameter(torch.zeros(1, tokens, dim)) for tokens in (1, 1 + patches))
-        self.first_norm = nn.LayerNorm(dim, config.eps)
+        self.first_norm = nn.LayerNorm(dim, eps=config.eps)
 
     def forward(self, images: grid.Pixels) -> Float[Tensor, "b c"]:
         x = self.patches(images)
@@ -163,13 +163,17 @@ def unread(published: Published) -> CLIPConfig:
 
 
 shapes = partial(clip.sizes, rows=OF_OPENAI)
-# OpenAI's files and open_clip's are saved as transformers', which both read.
+# OpenAI's files and open_clip's are saved as transformers', which open_clip reads too.
 openai = partial(Layout, rows=OF_OPENAI, write=clip.write, holds=lambda config: False, preprocess=clip.prepare)
 CLIP.layouts = (
     Layout(
         "clip", ROWS, read, clip.write, "vision_model.pre_layrnorm.weight", infer=partial(clip.sizes, rows=ROWS),
-        describe=lambda _: {"architectures": ["CLIPModel"]}, preprocess=vision.prepared(clip.HUGGING_FACE),
+        describe=clip.describe, preprocess=vision.prepared(clip.HUGGING_FACE),
+        tokenizer=clip_text.read_clip, respelt=True,
     ),
-    openai("open_clip", read=read, signature="visual.conv1.weight", without=("input_resolution",), infer=shapes),
+    openai(
+        "open_clip", read=read, signature="visual.conv1.weight", without=("input_resolution",), infer=shapes,
+        tokenizer=clip_text.read_clip, respelt=True,
+    ),
     openai("openai-clip", read=unread, signature="input_resolution", infer=partial(clip.openai_sizes, rows=OF_OPENAI)),
 )  # fmt: skip
