@@ -160,6 +160,8 @@ def measure(name, source, work, out):
             facts = runs.facts(place)
             found[run] |= {"parameters": facts["parameters"], "settings": training.all_settings()}
             print(f"{name}, {run}: {found[run]}", flush=True)
+        if name == "emoji":
+            panels(train, place, out)
     results = {
         "command": f"python benchmarks/pictures.py {name} FOLDER",
         "data": facts["data"],
@@ -168,8 +170,6 @@ def measure(name, source, work, out):
     }
     runs.write(out, results)
     draw(name, out, found)
-    if name == "emoji":
-        panels(train, place, out)
 
 
 def scores(training, model, train, test, log):
