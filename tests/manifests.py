@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent / "manifests"
-DTYPES = {"F32": torch.float32, "I64": torch.int64}
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,19 @@ class Manifest:
         stored = [value for key, value in self.shapes().items() if key not in self.tied]
         return sum(DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in stored)
 
-    def headers(self):
-        """How long a safetensors header of these names can be: as it is, and padded to 8 bytes, as newer ones are."""
+    def header(self):
+        """The safetensors header of these names."""
         header, end = {"__metadata__": self.content["metadata"]}, 0
         shapes = self.shapes()
         for key in sorted(shapes, key=lambda key: (-DTYPES[shapes[key][0]].itemsize, key)):
             (dtype, shape), begin = shapes[key], end
             end += DTYPES[dtype].itemsize * math.prod(shape)
             header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-        length = len(json.dumps(header, separators=(",", ":")))
+        return json.dumps(header, separators=(",", ":")).encode()
+
+    def headers(self):
+        """How long it can be: as it is, and padded to 8 bytes, as newer ones are."""
+        length = len(self.header())
         return length, length + -length % 8
 
 

@@ -3,6 +3,7 @@ say, and how they come and go."""
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import clip_reference  # before open_clip
@@ -231,6 +232,15 @@ def test_an_activation_is_the_checkpoints(published):
     found = {kind: sf.load(source).config.activation for kind, (_, source) in published.items()}
     quick = {"transformers, quick", "open_clip, quick", "openai"}
     assert found == {kind: "quick_gelu" if kind in quick else "gelu" for kind in FORMS}
+
+
+def test_a_config_goes_with_its_weights(published, tmp_path):
+    """On the hub transformers' files and open_clip's lie side by side; somebody may have fetched some of them."""
+    for kind in ("transformers, end", "open_clip"):
+        shutil.copytree(published[kind][1], tmp_path, dirs_exist_ok=True)
+    assert sf.load(tmp_path).config.image_dim == 35
+    (tmp_path / "model.safetensors").unlink()
+    assert sf.load(tmp_path).config.image_dim == 128
 
 
 def test_a_bare_file_of_open_clips_asks_for_its_activation(tmp_path):

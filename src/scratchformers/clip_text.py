@@ -209,9 +209,15 @@ def is_clips(folder: Path, files: Sequence[Path] | None) -> bool:
     """Whether these files of a vocabulary, or what else stands in the folder, are of this kind: merges end words."""
     merges = [path for path in files or () if path.name in ("merges.txt", PUBLISHED)]
     if merges:
-        return merges[0].name == PUBLISHED or WORD_END in merges[0].read_text("utf-8", errors="replace")[:10_000]
+        return (
+            merges[0].name == PUBLISHED or WORD_END in merges[0].read_text(encoding="utf-8", errors="replace")[:10_000]
+        )
     said = folder / "tokenizer.json"
-    return not files and said.is_file() and f'"end_of_word_suffix": "{WORD_END}"' in said.read_text("utf-8", "replace")
+    return (
+        not files
+        and said.is_file()
+        and f'"end_of_word_suffix": "{WORD_END}"' in said.read_text(encoding="utf-8", errors="replace")
+    )
 
 
 def _check_exists(file: Path) -> None:

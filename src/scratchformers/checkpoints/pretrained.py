@@ -316,9 +316,13 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """The config.json of a folder, or where there is none but open_clip's, that; else empty. A file has none."""
-    found = [path for name in files.CONFIGS if (path := source / name).is_file()]
-    return files.read_json(found[0]) if found else {}
+    """What the weights of a folder are, by config.json or, where they are open_clip's, its own; empty where neither is
+    there. A file has none."""
+    names = [name for name in (*files.WEIGHTS, *files.CONFIGS) if (source / name).is_file()]
+    configs = [name for name in names if name in files.CONFIGS]
+    if not configs:
+        return {}
+    return files.read_json(source / configs[-1 if names[0] in files.OPEN_CLIP else 0])
 
 
 def _decoding_fields(published: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
