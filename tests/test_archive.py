@@ -126,6 +126,7 @@ def test_tied_tensors_share_one_storage(tmp_path):
     found = read(tmp_path / "model.pt")
     assert found["first.linear.weight"].data_ptr() == found["second.linear.weight"].data_ptr()
     assert found["again.linear.weight"].data_ptr() == found["first.linear.weight"].data_ptr()
+    assert found["row"].data_ptr() - found["strided"].data_ptr() == 4 * (22 - 14), "and so do views of one tensor"
 
 
 def test_attributes_that_are_no_tensors_are_passed_over(tmp_path):
@@ -562,6 +563,12 @@ def test_a_zip_of_torch_save_is_read_as_before(tmp_path):
         torch.save({"a": torch.ones(3)}, tmp_path / name)
         assert not archive.is_archive(tmp_path / name)
         assert torch.equal(files.read_tensors(tmp_path / name)["a"], torch.ones(3))
+
+
+def test_a_zip_without_code_is_no_archive(tmp_path):
+    path = write(tmp_path / "x.pt", change=lambda entries: entries.pop("code/__torch__.py"))
+    assert not archive.is_archive(path)
+    refused(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\3\4", pickled(b"]"), bytes(range(256)) * 9])

@@ -461,7 +461,7 @@ def cut_and_whole(tmp_path, asked, stop):
 def assert_equal_runs(whole, cut):
     assert losses(cut) == losses(whole)
     evaluations = [
-        [{k: v for k, v in record.items() if k != "seconds"} for record in log.read(folder / "log.jsonl")]
+        [{k: v for k, v in record.items() if k not in log.TIMES} for record in log.read(folder / "log.jsonl")]
         for folder in (whole, cut)
     ]
     assert evaluations[0] == evaluations[1]

@@ -16,6 +16,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import clip_reference
+import open_clip
 import pytest
 import reference
 import torch
@@ -893,12 +895,9 @@ def part_of():
 
 
 def test_the_published_addresses_and_digests_are_those_that_open_clip_knows():
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
     for name, published in openai.MODELS.items():
         theirs = name.replace("/", "-").replace("@336px", "-336")
-        assert published.url == get_pretrained_cfg(theirs, "openai")["url"]
+        assert published.url == open_clip.get_pretrained_cfg(theirs, "openai")["url"]
         assert published.sha256 == published.url.split("/")[-2]
     vocabulary = Path(open_clip.__file__).parent / openai.VOCABULARY.name
     assert sha256(vocabulary.read_bytes()) == openai.VOCABULARY.sha256
@@ -914,6 +913,36 @@ def test_openais_name_is_a_folder_in_the_cache(mirror, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.find(NAME) == place
     assert mirror.asked() == []
+
+
+def as_torchscript(tensors, path):
+    """These tensors as OpenAI's files have them: in modules by their dotted names."""
+    root = torch.nn.Module()
+    for name, value in tensors.items():
+        *parts, last = name.split(".")
+        module = root
+        for part in parts:
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(last, value)
+    torch.jit.script(root).save(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's
+def test_openais_name_is_preparation_tokeniser_and_model(mirror, tmp_path):
+    held = clip_reference.openai(clip_reference.open_clip(quick=True)[0])
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in held.items()}
+    as_torchscript(halves, tmp_path / MODEL)
+    torch.save(halves, tmp_path / "ViT.pt")
+    openai.MODELS["ViT-B/32"] = made_by_us(mirror, openai.MODELS["ViT-B/32"], (tmp_path / MODEL).read_bytes())
+    openai.VOCABULARY = made_by_us(mirror, openai.VOCABULARY, (Path(open_clip.__file__).parent / MERGES).read_bytes())
+    assert sf.load_tokenizer(NAME).encode("a photo") == [49406, 320, 1125, 49407]
+    assert sf.load_preprocess(NAME) == sf.load_preprocess(tmp_path / "ViT.pt")
+    assert sorted(mirror.asked()) == [(MODEL, 0), (MERGES, 0)]
+    found, expected = sf.load(NAME, local_files_only=True).state_dict(), sf.load(tmp_path / "ViT.pt").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_later_loads_of_openais_files_hash_nothing(mirror, monkeypatch):

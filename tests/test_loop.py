@@ -251,7 +251,7 @@ def check_resumed(text, source, place, stop):
     run, notes = open_run(Request("gpt2", place / "cut"), resume=True)
     assert notes[-1] == f"Resuming at step {stop // 2 * 2} of 6."
     list(run)
-    a, b = ([{k: v for k, v in r.items() if k != "seconds"} for r in log.read(place / name / "log.jsonl")]
+    a, b = ([{k: v for k, v in r.items() if k not in log.TIMES} for r in log.read(place / name / "log.jsonl")]
             for name in ("whole", "cut"))  # fmt: skip
     assert a == b
     for file in ("model/model.safetensors", "checkpoints/step-6/state.safetensors"):
@@ -394,9 +394,9 @@ def test_a_linear_probe_moves_the_head_and_nothing_else(encoder, tmp_path):
 def test_a_probe_that_is_none_is_noticed(encoder, tmp_path, monkeypatch, planted):
     if planted == "nothing is frozen":
         said = lambda model: f"34 of {sum(p.numel() for p in model.parameters()):,} parameters learn."  # noqa: E731
-        monkeypatch.setattr(runs, "freeze", lambda model, parts: [said(model)])
+        monkeypatch.setattr(runs, "freeze", lambda model, parts, **_: [said(model)])
     else:
-        monkeypatch.setattr(loop, "at_rest", lambda model: [])
+        monkeypatch.setattr(loop, "at_rest", lambda model, **_: [])
     with caught():
         check_frozen(tmp_path, encoder)
 

@@ -122,7 +122,13 @@ def test_block_is_torchs_encoder_layer(pre_norm):
 def test_block_with_cross_attention_is_torchs_decoder_layer(pre_norm):
     """What the encoder-decoder will need: a causal block that reads a source of another length."""
     ours = scramble(
-        Block(DIM, Attention(DIM, HEADS), MLP(DIM, HIDDEN, bricks.ACTIVATIONS["relu"]), cross=Attention(DIM, HEADS), pre_norm=pre_norm)
+        Block(
+            DIM,
+            Attention(DIM, HEADS),
+            MLP(DIM, HIDDEN, bricks.ACTIVATIONS["relu"]),
+            cross=Attention(DIM, HEADS),
+            pre_norm=pre_norm,
+        )
     )
     theirs = nn.TransformerDecoderLayer(DIM, HEADS, HIDDEN, activation=F.relu, batch_first=True, norm_first=pre_norm)
     theirs = theirs.double().eval()

@@ -34,7 +34,7 @@ def finish(process):
 
 
 def logged(path):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in log.read(path)]
+    return [{k: v for k, v in record.items() if k not in log.TIMES} for record in log.read(path)]
 
 
 @pytest.fixture(scope="module")

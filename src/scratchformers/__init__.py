@@ -31,15 +31,19 @@ if TYPE_CHECKING:
     from scratchformers.models.vit import ViTConfig as ViTConfig
     from scratchformers.tasks import Completer as Completer
     from scratchformers.tasks import Completion as Completion
+    from scratchformers.tasks import DualEncoder as DualEncoder
     from scratchformers.tasks import Fill as Fill
     from scratchformers.tasks import ImageClassifier as ImageClassifier
     from scratchformers.tasks import Label as Label
     from scratchformers.tasks import MaskFiller as MaskFiller
+    from scratchformers.tasks import Match as Match
+    from scratchformers.tasks import PictureIndex as PictureIndex
     from scratchformers.tasks import Reconstruction as Reconstruction
     from scratchformers.tasks import Reconstructor as Reconstructor
     from scratchformers.tasks import SentenceEncoder as SentenceEncoder
     from scratchformers.tasks import TextClassifier as TextClassifier
     from scratchformers.tasks import WordLabel as WordLabel
+    from scratchformers.tasks import ZeroShotClassifier as ZeroShotClassifier
 
 _HOME = {
     "BERT": "models.bert",
@@ -49,6 +53,7 @@ _HOME = {
     "Classify": "heads",
     "Completer": "tasks",
     "Completion": "tasks",
+    "DualEncoder": "tasks",
     "Fill": "tasks",
     "GPT2": "models.gpt2",
     "GPT2Config": "models.gpt2",
@@ -57,6 +62,8 @@ _HOME = {
     "MAE": "models.mae",
     "MAEConfig": "models.mae",
     "MaskFiller": "tasks",
+    "Match": "tasks",
+    "PictureIndex": "tasks",
     "Reconstruction": "tasks",
     "Reconstructor": "tasks",
     "SentenceEncoder": "tasks",
@@ -65,6 +72,7 @@ _HOME = {
     "ViT": "models.vit",
     "ViTConfig": "models.vit",
     "WordLabel": "tasks",
+    "ZeroShotClassifier": "tasks",
     "first": "heads",
     "generate": "generate",
     "load": "models",

@@ -177,74 +177,183 @@ class Fill:
 
 @dataclass
 class Embed:
-    """Make one vector of a text, or of every line of a file.
+    """Make one vector of a text, of every line of a file, or with a CLIP of pictures, which can then be looked for.
 
     Example: scratchformers embed sentences.txt --model sentence-transformers/all-MiniLM-L6-v2 --out vectors.npy
+
+    Example: scratchformers embed photos --model openai/clip-vit-base-patch32 --out photos.npy
+
+    Example: scratchformers embed photos.npy --model openai/clip-vit-base-patch32 --query "a dog on grass"
     """
 
-    text: Annotated[Positional[str], arg(metavar="TEXT")]
-    """A text; or the path of a UTF-8 file with one a line, of any length."""
+    given: Annotated[Positional[tuple[str, ...]], arg(name="text", metavar="TEXT|PICTURE", help_behavior_hint="")]
+    """A text; or the path of a UTF-8 file with one a line, of any length. For a CLIP also pictures, as `classify` takes
+    them; and with --query the .npy file that --out wrote of them."""
     model: Annotated[str, arg(metavar="SOURCE")]
     """A checkpoint: a folder, or an id of the Hugging Face hub. One of sentence-transformers says itself how its
     vectors are made."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
-    """A .npy file for the vectors, float32 (texts, width), in the order of the texts."""
+    """A .npy file for the vectors, float32 (texts or pictures, width), in their order. Of pictures, FILE.json beside it
+    has their names in this order."""
+    query: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """With a CLIP: say which of the pictures suit this text best, by the cosine of the vectors. May be repeated."""
+    top: int = 5
+    """With --query: how many pictures to show."""
     pool: Literal["mean", "first", "pooler"] | None = None
-    """How the states of the tokens become one vector, if not as the checkpoint says; without a word from it, mean."""
+    """How the states of the tokens become one vector, if not as the checkpoint says; without a word from it, mean. Not
+    of a CLIP."""
     normalize: bool | None = None
-    """Whether vectors are brought to length 1, if not as the checkpoint says."""
+    """Whether vectors are brought to length 1, if not as the checkpoint says; those of a CLIP are, unless told."""
     truncate: bool = False
     """Leave out the end of a text that is too long for the model, which is else an error."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and name them at the end; by default the first of them stops all."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
-    """Print a JSON object a line: the text and its vector."""
+    """Print a JSON object a line: the text or picture and its vector, or the query and what suits it."""
 
     def interrupted(self) -> str:
         return "no file was written" if self.out else "the vectors above are complete"
 
     def run(self) -> None:
-        if self.out is None and not self.json:
+        self._check()
+        from scratchformers.tasks import DualEncoder, PictureIndex, load_encoder
+
+        # What cannot be is said before a model is fetched.
+        index = PictureIndex.read(self.given[0]) if self._has_index() else None
+        named = any(map(names_picture, self.given)) or (bool(self.query) and index is None)
+        found = pictures_of(self.given, skip=self.skip_unreadable) if named else None
+        texts = None if named or index or any(map(holds_pictures, self.given)) else self._texts()
+        how = {"pool": self.pool, "normalize": self.normalize, "device": auto_device(self.device)}
+        encoder = load_encoder(self.model, **how)
+        if not isinstance(encoder, DualEncoder):
+            if found is not None or index is not None or self.query or self.skip_unreadable:
+                name = type(encoder.model).__name__
+                raise ValueError(
+                    f"{name} reads no pictures, and there are none to look for (--query): expected a CLIP."
+                )
+            self._write_texts(encoder, encoder.stream, self._texts() if texts is None else texts)
+        elif texts is not None:
+            self._write_texts(encoder, encoder.stream_texts, texts, normalize=self.normalize is not False)
+        elif index is not None:
+            self._search(encoder, index)
+        else:
+            self._pictures(encoder, found or pictures_of(self.given, skip=self.skip_unreadable))
+
+    def _check(self) -> None:
+        """What cannot be, whatever the model."""
+        if not self.given:
+            raise ValueError("There is nothing to embed: pass a text, or with a CLIP a picture.")
+        if self.out is None and not self.json and not self.query:
             raise ValueError("There is nowhere to put the vectors: pass --out FILE.npy, or --json.")
         if self.out is not None and (self.out.suffix != ".npy" or not self.out.absolute().parent.is_dir()):
             raise ValueError(
                 f"--out {self.out} cannot be written: expected a name that ends in .npy, in a folder there is."
             )
-        from scratchformers.tasks import SentenceEncoder
+        if self._has_index() and self.out is not None:
+            raise ValueError(f"{self.given[0]} holds vectors already: leave --out out.")
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}: expected at least 1.")
 
-        texts = texts_of(self.text)
+    def _has_index(self) -> bool:
+        return bool(self.query) and len(self.given) == 1 and self.given[0].endswith(".npy")
+
+    def _texts(self) -> Iterable[str]:
+        if len(self.given) > 1:
+            raise ValueError(
+                f"These are {len(self.given)} texts: put quotes around one, or pass a file with one a line."
+            )
+        texts = texts_of(self.given[0])
         if self.out is not None and isinstance(texts, Lines) and self.out.exists() and self.out.samefile(texts.path):
             raise ValueError(f"--out {self.out} holds the texts: choose another file.")
-        how = {"pool": self.pool, "normalize": self.normalize, "device": auto_device(self.device)}
-        encoder = SentenceEncoder.from_pretrained(self.model, **how)
+        return texts
+
+    def _write_texts(self, encoder: Any, stream: Callable[..., Any], texts: Iterable[str], **how: Any) -> None:
         if self.out is not None:
-            count = encoder.write(texts, self.out, truncate=self.truncate, track=track)
+            count = encoder.write(texts, self.out, truncate=self.truncate, track=track, **how)
             note(f"{count} vectors of {encoder.model.config.dim} numbers in {self.out}.")
             say_cut(encoder.tokenizer)
         if self.json:
             lines = iter(texts)
-            for _, vectors in encoder.stream(texts, truncate=self.truncate):
+            for _, vectors in stream(texts, truncate=self.truncate, **how):
                 for vector, text in zip(vectors, lines):
                     print(json.dumps({"text": text, "embedding": vector.tolist()}, ensure_ascii=False))
+            if self.out is None:
+                say_cut(encoder.tokenizer)
+
+    def _pictures(self, encoder: Any, found: "Found") -> None:
+        lost, normalize = list(found.lost), self.normalize is not False
+
+        def given() -> Iterator[tuple[str, Any]]:
+            for name, x in track(prepared(encoder, found), len(found.pictures)):
+                if not isinstance(x, Exception):
+                    yield name, x
+                elif self.skip_unreadable:
+                    lost.append(name)
+                else:
+                    raise x
+
+        try:
+            if self.out is None and not self.query:
+                for some in batches(given(), 16):
+                    images = [x for _, x in some]
+                    self._print([name for name, _ in some], encoder.encode_images(images, normalize=normalize))
+                return
+            index = encoder.index(given(), self.out, normalize=normalize)
+        finally:
+            say_skipped(lost, len(found.pictures) + len(found.lost))
+        if self.out is not None:
+            note(f"{len(index.names)} vectors of {encoder.model.config.dim} numbers in {self.out}.")
+        if self.query:
+            self._search(encoder, index)
+        elif self.json:
+            self._print(index.names, index.vectors)
+
+    def _print(self, names: Sequence[str], vectors: Any) -> None:
+        for name, vector in zip(names, vectors):
+            print(json.dumps({"picture": name, "embedding": vector.tolist()}, ensure_ascii=False))
+
+    def _search(self, encoder: Any, index: Any) -> None:
+        for query, found in zip(self.query, encoder.search(index, self.query, top=self.top, truncate=self.truncate)):
+            if self.json:
+                print(json.dumps({"query": query, "pictures": [vars(each) for each in found]}, ensure_ascii=False))
+                continue
+            print(_in_a_line(query))
+            for each in found:
+                print(f"  {each.score:7.4f}  {_in_a_line(each.picture)}")
+        say_cut(encoder.tokenizer)
 
 
 @dataclass
 class Classify:
-    """Label a text, or every line of a file, or pictures, with a model that was trained to.
+    """Label a text, or every line of a file, or pictures, with a model that was trained to; or pictures with labels of
+    your own, with a CLIP.
 
     Example: scratchformers classify "What a film!" --model runs/labels/model --top 2
 
     Example: scratchformers classify photo.jpg --model runs/animals/model
 
     Example: scratchformers classify photos --model runs/animals/model --json --skip-unreadable
+
+    Example: scratchformers classify photo.jpg --model openai/clip-vit-base-patch32 --labels "a cat, a dog"
     """
 
     given: Annotated[Positional[tuple[str, ...]], arg(name="text", metavar="TEXT|PICTURE", help_behavior_hint="")]
     """A text; or the path of a UTF-8 file with one a line. For a model that reads pictures: one, several, or a folder,
     list or packed file of them, as `train vit --data` takes."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint with a head that knows labels: a folder, or an id of the Hugging Face hub. Whether it reads texts or
-    pictures, it says itself."""
+    """A checkpoint with a head that knows labels, or a CLIP: a folder, or an id of the Hugging Face hub. Whether it
+    reads texts or pictures, it says itself."""
+    labels: Annotated[str | None, arg(metavar="A, B, ...")] = None
+    """Of a CLIP: what to choose from, two labels or more, parted by commas. The shares of all sum up to 1."""
+    labels_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Instead: a UTF-8 file with a label a line, which may hold commas."""
+    templates: Annotated[str | None, arg(metavar="FILE")] = None
+    """Of a CLIP: a UTF-8 file with a template a line, {} where the label goes, as `a photo of {}.`; or such a template;
+    or imagenet, the 80 published with CLIP, read from open_clip where it is installed. The vectors that a label gets in
+    them are averaged. By default five of our own: a photo of {}., a close photo of {}., a photo in which there is {}.,
+    a picture of {}., a drawing of {}."""
     pair: Annotated[str | None, arg(metavar="TEXT")] = None
     """The second text, for a model that was trained on pairs."""
     top: int = 5
@@ -262,18 +371,33 @@ class Classify:
         return "the answers above are complete"
 
     def run(self) -> None:
-        from scratchformers.tasks import ImageClassifier, load_classifier
+        from scratchformers.tasks import ImageClassifier, ZeroShotClassifier, load_classifier, read_templates
 
         if not self.given:
             raise ValueError("There is nothing to classify: pass a text, or a picture.")
         # What cannot be is said before a model is fetched.
+        labels = labels_of(self.labels, self.labels_file)
+        if self.templates is not None:
+            read_templates(self.templates)
+        if self.templates is not None and labels is None:
+            raise ValueError("--templates are for labels: pass these too, --labels.")
+        if labels is not None:
+            found = pictures_of(self.given, skip=self.skip_unreadable)
+            chooser = ZeroShotClassifier.from_pretrained(self.model, device=auto_device(self.device))
+            how: Any = {"templates": self.templates, "truncate": self.truncate}
+            chooser.encode_labels(labels, **how, track=track)  # kept for all pictures
+            self._pictures(partial(chooser, labels=labels, **how), chooser, found)
+            say_cut(chooser.tokenizer)
+            return
         pictures = pictures_of(self.given, skip=self.skip_unreadable) if any(map(names_picture, self.given)) else None
         load = load_classifier if pictures is None else ImageClassifier.from_pretrained
         classifier = load(self.model, device=auto_device(self.device))
-        if isinstance(classifier, ImageClassifier):
-            self._pictures(classifier, pictures or pictures_of(self.given, skip=self.skip_unreadable))
-        else:
+        if not isinstance(classifier, ImageClassifier):
             self._texts(classifier)
+            return
+        if self.truncate:
+            raise ValueError("--pair and --truncate are for texts: this model reads pictures, leave them out.")
+        self._pictures(classifier, classifier, pictures or pictures_of(self.given, skip=self.skip_unreadable))
 
     def _texts(self, classifier: Any) -> None:
         if len(self.given) > 1:
@@ -289,14 +413,14 @@ class Classify:
                 self._print(text, found, words=classifier.words)
         say_cut(classifier.tokenizer)
 
-    def _pictures(self, classifier: Any, found: "Found") -> None:
-        if self.pair is not None or self.truncate:
+    def _pictures(self, answer: Callable[..., Any], classifier: Any, found: "Found") -> None:
+        if self.pair is not None:
             raise ValueError("--pair and --truncate are for texts: this model reads pictures, leave them out.")
         lost, answered = list(found.lost), 0
         for some in batches(prepared(classifier, found), 16):
             stops = [i for i, (_, x) in enumerate(some) if isinstance(x, Exception) and not self.skip_unreadable]
             good = [(name, x) for name, x in some[: min(stops, default=None)] if not isinstance(x, Exception)]
-            for (name, _), labels in zip(good, classifier([x for _, x in good], top=self.top)):
+            for (name, _), labels in zip(good, answer([x for _, x in good], top=self.top)):
                 self._print(name, labels, kind="picture")
             if stops:
                 raise some[stops[0]][1]
@@ -432,13 +556,38 @@ def _file_of(path: str, *, decode: bool) -> Asked:
     return Asked(path, Path(path), lambda: open_picture(path) if image is None else image)
 
 
+def holds_pictures(given: str) -> bool:
+    """Whether this is a folder, a list or a packed file, in which a model of pictures would look for them."""
+    from scratchformers.training.pictures import IDX, LISTS
+
+    packed = given.lower().endswith((*LISTS, ".npz")) or IDX.search(given)
+    return os.path.isdir(given) or bool(packed and os.path.isfile(given))
+
+
 def prepared(task: Any, found: Found) -> Iterator[tuple[str, Any]]:
-    """Of each picture its name, and what the model is to read, or the error that names it."""
-    for each in found.pictures:
+    """Of each picture its name, and what the model is to read, or the error that names it; made ahead, in threads."""
+    from scratchformers.tasks import read_ahead
+
+    def prepare(each: Asked) -> tuple[str, Any]:
         try:
-            yield each.name, task.prepare(each.decode())
+            return each.name, task.prepare(each.decode())
         except (ValueError, OSError) as error:
-            yield each.name, error if each.name in str(error) else ValueError(f"{each.name}: {error}")
+            return each.name, error if each.name in str(error) else ValueError(f"{each.name}: {error}")
+
+    return read_ahead(prepare, found.pictures)
+
+
+def labels_of(text: str | None, file: Path | None) -> list[str] | None:
+    """What a CLIP is to choose from; None where nothing is said of it. ValueError for what cannot be."""
+    from scratchformers.tasks import check_labels
+
+    if text is not None and file is not None:
+        raise ValueError("--labels and --labels-file are both given: expected one of them.")
+    if file is not None and not file.is_file():
+        raise FileNotFoundError(f"There is no file {str(file)!r}: expected one with a label a line.")
+    if file is not None:
+        return check_labels([*Lines(file)])
+    return None if text is None else check_labels(text.split(","))
 
 
 def check_drawing(out: Path) -> None:
@@ -505,11 +654,13 @@ class Train:
     Example: scratchformers train bert --task classify --data train.tsv --valid dev.tsv --from SOURCE --out runs/labels
 
     Example: scratchformers train vit --data FOLDER --out runs/classes
+
+    Example: scratchformers train clip --data captions.tsv --from SOURCE --freeze image --out runs/pairs
     """
 
-    recipe: Positional[Literal["gpt2", "bert", "vit", "mae"]]
+    recipe: Positional[Literal["gpt2", "bert", "vit", "mae", "clip"]]
     """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says; vit which
-    class a picture is of; mae to paint what is hidden of it."""
+    class a picture is of; mae to paint what is hidden of it; clip which caption belongs to which picture."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/, and of pictures pictures/."""
     task: Annotated[str | None, arg(metavar="NAME")] = None
@@ -521,36 +672,44 @@ class Train:
     For --task classify a .tsv, .csv or .jsonl file with the columns `text` and `label` (and `pair`, a second text).
     For --task tokens a file with a word a line, its label in the last column, and an empty line between sentences.
     For vit a folder with a folder of pictures for each class, a .csv or .tsv list with the columns `path` and `label`,
-    an .npz file, or MNIST's idx files; for mae pictures without classes."""
+    an .npz file, or MNIST's idx files; for mae pictures without classes.
+    For clip a .tsv, .csv or .jsonl list with the columns `path` and `caption` (several lines, or in JSON lines a list,
+    for a picture with several), a folder that holds such a list named captions, an .npz file with `captions` beside its
+    pictures, or what vit takes: then captions are made of the classes, by --set template and --set names."""
     valid: Annotated[str | None, arg(metavar="PATH")] = None
     """Data to validate on, in the same form; by default the last tenth of a text, and of examples a tenth drawn."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
-    """With --task classify: the name of the column of text, label or pair, where it is another. May be repeated."""
+    """With --task classify: the name of the column of text, label or pair, where it is another; of clip that of path or
+    caption. May be repeated."""
     truncate: bool = False
-    """With a --task: leave out the end of a text that is too long for the model, which is else an error."""
+    """With a --task, and of clip: leave out the end of a text too long for the model, which is else an error."""
     skip_unreadable: bool = False
     """Of pictures: leave out those that cannot be read, and count and list them; else they end the run."""
     preset: str | None = None
     """tiny (the default: a minute on two cores), mini, small, and of gpt2 distilgpt2, gpt2, gpt2-medium, gpt2-large,
     gpt2-xl, of bert simple (no [CLS], no [SEP]), minilm, medium, base, large; of vit and mae tiny and simple (no class
     token), of vit tiny-PATCH, small-PATCH, base-PATCH, large-PATCH, huge-PATCH (8, 14, 16 or 32), of mae base, large,
-    huge.
+    huge, of clip ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px (OpenAI's, with QuickGELU), ViT-S-PATCH, ViT-B-PATCH,
+    ViT-L-PATCH, ViT-H-PATCH.
     With --from there is one, finetune: 400 steps (600 with a --task), a low lr, the sizes of the source."""
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
     freeze: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PART")] = ()
-    """With --from: a part that does not learn, by the beginning of its parameters' names (token, patches, blocks.0), or
-    encoder: all but the head, which is then a probe of what the rest knows. May be repeated."""
+    """With --from: a part that does not learn, by the beginning of its parameters' names (token, patches, blocks.0, of
+    clip image or text), or encoder: all but the head (of clip the projections and the scale), which is then a probe of
+    what the rest knows. May be repeated."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
-    """`characters` (the default), `bpe` (for gpt2) or `wordpiece` (for bert), learnt from the text trained on, or a
-    folder or file with a tokeniser."""
+    """`characters` (the default), `bpe` (for gpt2; the default of clip) or `wordpiece` (for bert), learnt from the text
+    trained on, or a folder or file with a tokeniser."""
     vocab: int | None = None
-    """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told."""
+    """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told, of clip's tiny 2048."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
     May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
     have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
-    erasing, drop_path; mae mask_ratio.
+    erasing, drop_path; mae mask_ratio. clip has these of pictures and the model too, the sizes
+    of its towers (image_dim, text_dim, ...), and template and names: several parted by |, or a file with one a line.
+    With micro_batch, a large batch fits a small memory: with the same gradient, also for clip.
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
     With --from, only dropout may differ of the model, and of one of pictures image and pool."""
     seed: int | None = None
@@ -567,7 +726,7 @@ class Train:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
             raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
-        if self.truncate and self.task is None and not self.resume:
+        if self.truncate and self.task is None and self.recipe != "clip" and not self.resume:
             raise ValueError(
                 "--truncate is for labelled texts, which have a --task: other text is cut into windows anyway."
             )
@@ -597,13 +756,16 @@ class Train:
 @dataclass
 class Eval:
     """Measure a model: its loss on a text, how well it tells hidden tokens or labels, LAMBADA, HellaSwag; of one that
-    reads pictures how well it tells their classes or paints what is hidden, or what its features are worth.
+    reads pictures how well it tells their classes, paints what is hidden, or finds captions, or what its features are
+    worth.
 
     Example: scratchformers eval --model runs/book/model --data other-book.txt
 
     Example: scratchformers eval --model runs/animals/model --data animals/test
 
     Example: scratchformers eval --model runs/mae/model --task knn --train animals/train --data animals/test
+
+    Example: scratchformers eval --model runs/pairs/model --task retrieval --data test/captions.tsv
     """
 
     model: Annotated[str, arg(metavar="SOURCE")]
@@ -613,7 +775,11 @@ class Eval:
     file of JSON lines. For a model of pictures a folder, list or packed file, with classes unless they are to be
     painted; classes are matched to the model's by name. A folder of packed files means those to train on: pass the
     file that is to be measured on itself."""
-    task: Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag", "knn", "probe", "paint"] | None = None
+    task: (
+        Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag", "knn", "probe", "paint"]
+        | Literal["zero-shot", "retrieval"]
+        | None
+    ) = None
     """By default what the model was trained for.
     text: loss in nats a token, perplexity, bits a byte. masked: loss and accuracy on hidden tokens.
     classify, tokens: accuracy on labels, and for words F1; of pictures the share whose class is the first, and, where
@@ -621,6 +787,8 @@ class Eval:
     paint: mean squared error over hidden patches, the same every time.
     knn, probe: how well classes are told from the features of pictures alone, whatever the model was trained for, by
     the votes of the 20 nearest pictures of --train (as DINO), or by a logistic regression fitted to them.
+    zero-shot: of a CLIP as classify, the labels being the names of the classes. retrieval: of a CLIP and pictures with
+    captions, as `train clip --data` takes them, how many are found by the other among the first 1, 5 and 10.
     lambada: JSON lines with a `text`, whose last word is to be predicted. hellaswag: JSON lines as published.
     Both follow EleutherAI's lm-evaluation-harness."""
     train: Annotated[str | None, arg(metavar="DATA")] = None
@@ -630,6 +798,12 @@ class Eval:
     what a ViT's head reads, and of an MAE the mean."""
     mask: Annotated[float | None, arg(metavar="PART")] = None
     """With paint: the part of the patches that is hidden; by default 0.75."""
+    labels: Annotated[str | None, arg(metavar="A, B, ...")] = None
+    """With zero-shot: what the classes are called, in the order of their own names, parted by commas."""
+    labels_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Instead: a UTF-8 file with one a line."""
+    templates: Annotated[str | None, arg(metavar="FILE")] = None
+    """With zero-shot: what a label is put into, as for `classify`."""
     length: int | None = None
     """Tokens a window of text holds; by default as many as the model has positions."""
     stride: int | None = None
@@ -638,9 +812,10 @@ class Eval:
     batch: int | None = None
     """Windows, or examples, computed at once: by default 8, and 32 pictures."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
-    """Of labelled texts: the name of the column of text, label or pair, where it is another. May be repeated."""
+    """Of labelled texts: the name of the column of text, label or pair, where it is another; of captions that of path
+    or caption. May be repeated."""
     truncate: bool = False
-    """Leave out the end of a labelled text that is too long for the model, which is else an error."""
+    """Leave out the end of a labelled text, label or caption that is too long for the model, which is else an error."""
     skip_unreadable: bool = False
     """Leave out pictures that cannot be read, and name them at the end; by default the first of them stops all."""
     device: str = "auto"
@@ -681,9 +856,11 @@ class Eval:
 
     def _check_options(self, task: str | None) -> None:
         self._check_window(task)
-        for name, tasks in {"train": FEATURES, "pool": FEATURES, "mask": ("paint",)}.items():
+        zero_shot = dict.fromkeys(("labels", "labels_file", "templates"), ("zero-shot",))
+        for name, tasks in {"train": FEATURES, "pool": FEATURES, "mask": ("paint",), **zero_shot}.items():
             if getattr(self, name) is not None and task not in (None, *tasks):
-                raise ValueError(f"--{name} is for {' and '.join(tasks)}: leave it out for {task}.")
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is for {' and '.join(tasks)}: leave it out for {task}.")
         if task in FEATURES and self.train is None:
             raise ValueError(f"There is nothing that {task} could learn classes from: pass labelled pictures, --train.")
         if self.train is not None and os.path.realpath(self.train) == os.path.realpath(self.data):
@@ -694,8 +871,10 @@ class Eval:
             raise ValueError(f"--length and --stride move a window over a text: leave them out for {task}.")
         if task == "masked" and self.stride is not None:
             raise ValueError("The windows of masked stand side by side: leave --stride out.")
-        if task not in (None, "classify", "tokens") and (self.column or self.truncate):
+        if task not in (None, "classify", "tokens", *MATCHING) and (self.column or self.truncate):
             raise ValueError(f"--column and --truncate are for labelled texts: leave them out for {task}.")
+        if task == "zero-shot" and self.column:
+            raise ValueError("--column is for lists of captions: leave it out for zero-shot.")
 
     def _measure(self, task: str, model: Any, tokenizer: Any) -> Any:
         from scratchformers import evaluation
@@ -718,6 +897,8 @@ class Eval:
     def _see(self, task: str, model: Any, source: Path) -> Any:
         from scratchformers import evaluation, features, load_preprocess
 
+        if task in MATCHING:
+            return self._match(task, model, source)
         if self.column or self.truncate:
             raise ValueError("--column and --truncate are for texts: this model reads pictures, leave them out.")
         lost: dict[int, str] = {}
@@ -739,6 +920,34 @@ class Eval:
         say_skipped([*pictures.skipped, *map(pictures.name, lost)], len(pictures) + len(pictures.skipped))
         return score
 
+    def _match(self, task: str, model: Any, source: Path) -> Any:
+        from scratchformers import evaluation
+        from scratchformers.tasks import ZeroShotClassifier
+        from scratchformers.training.pairs import read_pairs
+
+        lost: dict[int, str] = {}
+        how: dict[str, Any] = {"batch": 32 if self.batch is None else self.batch, "track": track}
+        how |= {"truncate": self.truncate, "left_out": lost if self.skip_unreadable else None}
+        classifier = ZeroShotClassifier.of(model, source)
+        if task == "zero-shot":
+            labels = labels_of(self.labels, self.labels_file)
+            pictures = self._pictures(self.data, labelled=True)
+            how |= {"labels": labels, "templates": self.templates}
+            score = evaluation.evaluate_zero_shot(classifier, pictures, **how)
+            skipped = pictures.skipped
+        else:
+            columns = dict(_pair(text, "--column") for text in self.column)
+            unreadable = "skip" if self.skip_unreadable else "stop"
+            pairs = read_pairs(self.data, columns=columns, unreadable=unreadable)
+            score, pictures, skipped = (
+                evaluation.evaluate_retrieval(classifier, pairs, **how),
+                pairs.pictures,
+                pairs.skipped,
+            )
+        say_skipped([*skipped, *map(pictures.name, lost)], len(pictures) + len(skipped))
+        say_cut(classifier.tokenizer)
+        return score
+
     def _pictures(self, data: str, *, labelled: bool) -> Any:
         from scratchformers.training.pictures import read_pictures
 
@@ -746,6 +955,7 @@ class Eval:
 
 
 FEATURES = ("knn", "probe")  # tasks of `eval` that ask what features are worth
+MATCHING = ("zero-shot", "retrieval")  # those that compare pictures with texts
 
 
 def say_skipped(lost: Sequence[str], count: int) -> None:
@@ -758,10 +968,12 @@ def say_skipped(lost: Sequence[str], count: int) -> None:
 def _suits(task: str, model: Any) -> bool:
     """Whether a model of this kind can be asked this."""
     if hasattr(model.config, "image"):
+        if hasattr(model, "encode_text"):
+            return task in (*FEATURES, *MATCHING)
         return task in FEATURES or task == ("paint" if hasattr(model, "decoder") else "classify")
     writes = task in ("text", "lambada", "hellaswag")
     swapped = {task, _task_of(model)} == {"classify", "tokens"}
-    return writes == hasattr(model, "start") and not swapped and task not in (*FEATURES, "paint")
+    return writes == hasattr(model, "start") and not swapped and task not in (*FEATURES, *MATCHING, "paint")
 
 
 def _task_of(model: Any) -> str:
@@ -778,6 +990,8 @@ def _task_of(model: Any) -> str:
 
 
 def _task_of_pictures(model: Any) -> str:
+    if hasattr(model, "encode_text"):
+        return "zero-shot"
     if hasattr(model, "decoder"):
         return "paint"
     if model.head is None:
@@ -817,14 +1031,15 @@ class Demo:
 
 @dataclass
 class Verify:
-    """Prove a checkpoint: ours and transformers' (of timm's files, timm's) on the same inputs, place by place.
-    Exit status 1 if they differ.
+    """Prove a checkpoint: ours and transformers' (of timm's files, timm's; of open_clip's and OpenAI's, open_clip's) on
+    the same inputs, place by place. Exit status 1 if they differ.
 
     Example: scratchformers verify openai-community/gpt2
     """
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    """A checkpoint: a folder written by `train` or by transformers, an id of the Hugging Face hub, or a file of a CLIP
+    as OpenAI published it."""
     against: Annotated[Path | None, arg(metavar="FILE")] = None
     """What --freeze wrote: compare with that instead of transformers, which need not be installed.
     A config, weights, tokeniser or preprocessing that changed since is named too."""
@@ -859,7 +1074,7 @@ def _print_report(report: Any) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    console = Console(highlight=False, markup=False, width=max(console.width, 110))
+    console = Console(highlight=False, markup=False, width=max(console.width, 130))
     console.print(f"{report.model} of {report.source}, and {report.against}.\n", soft_wrap=True)
     table = Table(box=None)
     for name in ("ours", "theirs", "largest, float64", "float32", "mean, float64", "float32", "values to", ""):
@@ -931,7 +1146,7 @@ class Page:
     Example: scratchformers page gpt2 --out gpt2.py
     """
 
-    name: Positional[Literal["bert", "gpt2", "mae", "vit"]]
+    name: Positional[Literal["bert", "clip", "gpt2", "mae", "vit"]]
     """Which model."""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """Where to write it; by default it is printed."""
@@ -952,26 +1167,34 @@ class Page:
 @dataclass
 class Inspect:
     """Draw what a model does with a text or a picture: every head's attention, what of a picture reaches the end (the
-    attention rollout), or what each layer would answer to a text (the logit lens).
+    attention rollout), where in a picture a CLIP sees a text, or what each layer would answer to a text (the logit
+    lens).
 
     Example: scratchformers inspect "To be, or not to be" --model runs/book/model --out attention.png
 
     Example: scratchformers inspect "To be, or not to be" --model runs/book/model --what lens --out lens.svg
 
     Example: scratchformers inspect photo.jpg --model runs/animals/model --what rollout --out rollout.png
+
+    Example: scratchformers inspect photo.jpg --model openai/clip-vit-base-patch32 --text "a dog" --out dog.png
     """
 
-    text: Annotated[Positional[str], arg(metavar="TEXT|PICTURE")]
+    given: Annotated[Positional[str], arg(metavar="TEXT|PICTURE")]
     """What the model is to read: a text, or for a model of pictures a file."""
     model: Annotated[str, arg(metavar="SOURCE")]
     """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """The picture: .png, .svg or .pdf."""
-    what: Literal["attention", "rollout", "lens"] = "attention"
-    """attention: of a text the weights of every head, or of one --layer with the tokens at the axes; of a picture, laid
+    texts: Annotated[UseAppendAction[tuple[str, ...]], arg(name="text", metavar="TEXT")] = ()
+    """With a CLIP: a text to be seen in the picture. May be repeated, which shows whether it matters to the map."""
+    what: Literal["attention", "rollout", "relevance", "lens"] | None = None
+    """By default attention, and with --text relevance.
+    attention: of a text the weights of every head, or of one --layer with the tokens at the axes; of a picture, laid
     over it, how each head of one --layer weighs its patches for what is read in the end (the class token, or all
     patches).
     rollout: of a picture, how much of each patch comes through all layers (Abnar and Zuidema 2020).
+    relevance: of a picture for each --text, how much its patches bring to the score, by attention times its gradient
+    (Chefer et al. 2021).
     lens: of a text, each layer's state read as if it were the last: its most probable token, and how probable."""
     layer: int | None = None
     """With attention: one layer, counted from 0, or from the end if negative; of a picture by default the last."""
@@ -981,7 +1204,7 @@ class Inspect:
     """cpu, cuda, mps, or auto."""
     json: bool = False
     """Print what is drawn as a JSON object: of a text its tokens, and the weights, or the ids, tokens and
-    probabilities; of a picture the weights of its patches, row by row."""
+    probabilities; of a picture the weights of its patches, row by row, and with --text the cosines."""
 
     def interrupted(self) -> str:
         return "nothing was drawn"
@@ -993,25 +1216,38 @@ class Inspect:
             check_drawing(self.out)
         if self.what == "lens" and self.layer is not None:
             raise ValueError("The lens shows every layer: leave --layer out.")
-        from scratchformers import load, load_preprocess, load_tokenizer
+        if self.texts and self.what not in (None, "relevance"):
+            raise ValueError(f"--text asks for its relevance, and --what for {self.what}: leave one of them out.")
+        if self.texts and not (self.layer is None and self.head is None):
+            raise ValueError("Relevance goes through every layer and head: leave --layer and --head out.")
         from scratchformers.checkpoints import hub
-        from scratchformers.images import open_picture
-        from scratchformers.insight.inspect import look, look_at_picture
 
-        source = hub.find(self.model)
-        model = load(source, device=auto_device(self.device))
-        asked: dict[str, Any] = {"what": self.what, "layer": self.layer, "head": self.head}
-        if hasattr(model.config, "image"):
-            preprocess, picture = load_preprocess(source, model=model), open_picture(self.text)
-            seen = look_at_picture(model, preprocess, picture, name=Path(self.text).name, **asked)
-        else:
-            seen = look(model, load_tokenizer(source), self.text, **asked)
+        seen = self._seen(hub.find(self.model))
         if self.json:
             print(json.dumps(seen.data, ensure_ascii=False))
         if self.out is not None:
             if seen.left_out:
                 note(f"The picture shows the last {seen.drawn} tokens; the {seen.left_out} before them were read too.")
             seen.figure().savefig(self.out, dpi=150)
+
+    def _seen(self, source: Path) -> Any:
+        from scratchformers import load, load_preprocess, load_tokenizer
+        from scratchformers.images import open_picture
+        from scratchformers.insight.inspect import look, look_at_picture, look_for
+
+        model = load(source, device=auto_device(self.device))
+        asked: dict[str, Any] = {"what": self.what or "attention", "layer": self.layer, "head": self.head}
+        if not hasattr(model.config, "image"):
+            if self.texts:
+                raise ValueError(f"{type(model).__name__} reads no pictures: leave --text out.")
+            return look(model, load_tokenizer(source), self.given, **asked)
+        preprocess, picture = load_preprocess(source, model=model), open_picture(self.given)
+        named = {"name": Path(self.given).name}
+        if not self.texts:
+            return look_at_picture(model, preprocess, picture, **asked, **named)
+        if not hasattr(model, "encode_text"):
+            raise ValueError(f"{type(model).__name__} reads no texts: leave --text out.")
+        return look_for(model, load_tokenizer(source), preprocess, picture, self.texts, **named)
 
 
 def note(sentence: str) -> None:

@@ -1,5 +1,5 @@
 """What a model is worth: its loss on a text, LAMBADA, HellaSwag; or how well it tells hidden tokens, or labels, of
-texts or pictures, or paints hidden patches.
+texts or pictures, or paints hidden patches, or finds the text of a picture.
 
 LAMBADA and HellaSwag follow EleutherAI's lm-evaluation-harness, so that figures can be compared with published ones.
 """
@@ -23,12 +23,15 @@ from scratchformers.generate import evaluating
 from scratchformers.heads import TokenClassify
 from scratchformers.images import Preprocess
 from scratchformers.painting import check_hiding, check_paints
+from scratchformers.tasks import DualEncoder, ZeroShotClassifier
 from scratchformers.text import TextTokenizer, check_fits
+from scratchformers.training.contrastive import AT, Captions, fits, ranks
 from scratchformers.training.data import to_stream
 from scratchformers.training.documents import read_json_lines, string
 from scratchformers.training.labelled import Labelled, LabelledSettings, Tagged, read_examples
 from scratchformers.training.language import Masked, MaskedSettings
 from scratchformers.training.loop import Batch, Task, evaluate
+from scratchformers.training.pairs import Pairs
 from scratchformers.training.pictures import Pictures
 from scratchformers.training.reading import LeftOut, Track, class_numbers, held_out_noise, prepared
 from scratchformers.training.vision import class_figures
@@ -112,6 +115,21 @@ class PaintingScore:
     loss: float
     mask_ratio: float
     pictures: int
+
+
+@dataclass(frozen=True)
+class RetrievalScore:
+    """Recall: of the texts the share that has a picture of its own among the first 1, 5, 10, and of the pictures that
+    which has a text. Candidates are all of them."""
+
+    text_to_image_at_1: float
+    text_to_image_at_5: float
+    text_to_image_at_10: float
+    image_to_text_at_1: float
+    image_to_text_at_5: float
+    image_to_text_at_10: float
+    pictures: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -251,15 +269,89 @@ def evaluate_pictures(
     labels = getattr(getattr(model, "head", None), "labels", None)
     if labels is None or not hasattr(model.config, "image"):
         raise ValueError("This model has no labels for pictures: choose one that was trained by `train vit`.")
-    numbers, sums = class_numbers(pictures, labels, "the model's classes"), Counter()
-    for rows, images in prepared(model, pictures, preprocess, batch=batch, track=track, left_out=left_out):
-        with evaluating(model):
-            scores = model(images)
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            sums.update({**class_figures(scores, numbers[rows].to(scores.device)), "pictures": len(rows)})
+    numbers = class_numbers(pictures, labels, "the model's classes")
+
+    def scores() -> Iterator[tuple[list[int], Tensor]]:
+        for rows, images in prepared(model, pictures, preprocess, batch=batch, track=track, left_out=left_out):
+            with evaluating(model):
+                said = model(images)
+            yield rows, said.to(torch.promote_types(said.dtype, torch.float32))
+
+    return _picture_score(scores(), numbers)
+
+
+def _picture_score(scores: Iterable[tuple[list[int], Tensor]], numbers: Tensor) -> PictureScore:
+    """Of scores (b, classes), each with the rows of `numbers` that its pictures' classes are in."""
+    sums = Counter()
+    for rows, said in scores:
+        sums.update({**class_figures(said, numbers[rows].to(said.device)), "pictures": len(rows)})
     count = sums["pictures"]
     top5 = sums["top5"] / count if "top5" in sums else None
     return PictureScore(_finite(sums["loss"]) / count, sums["accuracy"] / count, top5, int(count))
+
+
+def evaluate_zero_shot(
+    classifier: ZeroShotClassifier,
+    pictures: Pictures,
+    *,
+    labels: Sequence[str] | None = None,
+    templates: Any = None,
+    truncate: bool = False,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+    left_out: LeftOut | None = None,
+) -> PictureScore:
+    """How often the name of a picture's class is the label that suits it best. `labels` name the classes otherwise, in
+    the order of `pictures.labels`; `templates` and `truncate` are the classifier's. Pictures that cannot be decoded are
+    as for `evaluate_pictures`."""
+    if not pictures.targets:
+        raise ValueError("The pictures have no classes: expected a folder for each class, or labels.")
+    names = pictures.labels if labels is None else labels
+    if len(names) != len(pictures.labels):
+        raise ValueError(f"There are {len(names)} labels and {len(pictures.labels)} classes: expected one for each.")
+    vectors = classifier.encode_labels(names, templates=templates, truncate=truncate, track=track)
+    how: Any = {"batch": batch, "track": track, "left_out": left_out}
+    seen = prepared(classifier.model, pictures, classifier.preprocess, **how)
+    return _picture_score(
+        ((rows, classifier.scores(images, vectors)) for rows, images in seen), torch.tensor(pictures.targets)
+    )
+
+
+def evaluate_retrieval(
+    encoder: DualEncoder,
+    pairs: Pairs,
+    *,
+    truncate: bool = False,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+    left_out: LeftOut | None = None,
+) -> RetrievalScore:
+    """How often a picture is found by one of its captions, and a caption by its picture, among all there are. Captions
+    that are read alike are one, of several pictures. Pictures that cannot be decoded are as for `evaluate_pictures`,
+    and their captions are left out with them."""
+    if pairs.prompts:
+        raise ValueError("The pictures have classes and no captions: ask for --task zero-shot, or pass captions.")
+    limit, kept, found = encoder.model.config.length, [], []
+    how: Any = {"batch": batch, "track": track, "left_out": left_out}
+    for rows, images in prepared(encoder.model, pairs.pictures, encoder.preprocess, **how):
+        kept += rows
+        found.append(encoder.image_features(images))
+    own = [pairs.captions[row] for row in kept]
+    captions = Captions(encoder.tokenizer, [text for each in own for text in each], limit=limit, truncate=truncate)
+    image, text = _unit(torch.cat(found)), _unit(encoder.id_features(captions.ids))
+    table, rows, texts = captions.table(own), torch.arange(len(image)), torch.arange(len(text))
+    to_image = ranks(text, image, lambda some: fits(table, rows, some).T)
+    to_text = ranks(image, text, lambda some: fits(table, some, texts))
+    ways = {"text_to_image": to_image, "image_to_text": to_text}
+    shares: Any = {f"{way}_at_{k}": float((places < k).double().mean()) for way, places in ways.items() for k in AT}
+    return RetrievalScore(**shares, pictures=len(image), texts=len(text))
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = F.normalize(features.to("cpu", torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    if not features.isfinite().all():
+        raise ValueError("The vectors are not finite: the model's weights hold NaN, or overflow.")
+    return features
 
 
 def evaluate_painting(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scratchformers.generate import evaluating
 from scratchformers.images import Preprocess
+from scratchformers.models.clip import CLIP
 from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
 from scratchformers.training.pictures import Pictures
@@ -64,7 +65,8 @@ def features(
     left_out: LeftOut | None = None,
 ) -> np.ndarray:
     """One vector a picture, float32 (n, dim), in their order: of a ViT what its head would read, of an MAE the mean of
-    its patches' states, nothing hidden; or, as `pool` says, the class token's state or the mean of the patches'.
+    its patches' states, nothing hidden; or, as `pool` says, the class token's state or the mean of the patches'. Of a
+    CLIP that which it compares with texts.
 
     Pictures that cannot be decoded have no row, and are named in `left_out`; without one they are a ValueError.
     """
@@ -81,10 +83,14 @@ def features(
 
 def _pooled(model: Any, pool: Pool | None) -> Callable[[Tensor], Tensor]:
     """From pictures to a vector each."""
-    if not isinstance(model, ViT | MAE):
-        raise ValueError(f"{type(model).__name__} reads no pictures: expected a ViT or an MAE.")
+    if not isinstance(model, ViT | MAE | CLIP):
+        raise ValueError(f"{type(model).__name__} reads no pictures: expected a ViT or an MAE, or a CLIP.")
     if pool not in (None, "class", "mean"):
         raise ValueError(f"pool is {pool!r}: expected class or mean.")
+    if isinstance(model, CLIP):
+        if pool is not None:
+            raise ValueError(f"pool is {pool}: a CLIP has one vector of a picture, so leave it out (--pool).")
+        return model.encode_image
     if pool is None and isinstance(model, ViT):
         states = model.states if model.config.pool == "patches" else model.encode
         return lambda images: model.pool(states(images))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bert_reference
+import clip_reference
 import reference
 import vision_reference
 
@@ -45,6 +46,10 @@ def seen() -> dict[str, dict[str, torch.Tensor]]:
 def hidden() -> dict[str, dict[str, torch.Tensor]]:
     images, noise = vision_reference.pictures(2, (20, 20)), vision_reference.noise(2)
     return {"whole": {"images": images.float(), "noise": noise.float()}}
+
+
+def captioned() -> dict[str, dict[str, torch.Tensor]]:
+    return {"whole": {"images": clip_reference.pictures(2, (8, 8)).float(), "ids": clip_reference.texts(4)}}
 
 
 def gpt2():
@@ -119,12 +124,33 @@ def mae_answer(model, images, noise):
     return {"output": said.logits, "loss": said.loss[None], "nothing hidden": states}
 
 
+def clip():
+    sizes = {"num_attention_heads": 3, "num_hidden_layers": 2}
+    vision = {"hidden_size": 24, "intermediate_size": 41, "image_size": 8, "patch_size": 4, **sizes}
+    text = {"hidden_size": 18, "intermediate_size": 37, **sizes}
+    return clip_reference.clip("quick_gelu", clip_reference.END, vision, text)
+
+
+def clip_places(model):
+    vision, text = model.vision_model, model.text_model
+    image = {f"image.blocks.{i}": block for i, block in enumerate(vision.encoder.layers)}
+    image |= {"image.norm": vision.post_layernorm, "image": model.visual_projection}
+    blocks = {f"text.blocks.{i}": block for i, block in enumerate(text.encoder.layers)}
+    before = {"image.first_norm": vision.pre_layrnorm, **image, "text.blocks.input": text.embeddings}
+    return {**before, **blocks, "text": model.text_projection}
+
+
+def clip_answer(model, images, ids):
+    return model(input_ids=ids, pixel_values=images.double()).logits_per_image
+
+
 # Of each: a model, its places by our names, what it answers, the inputs.
 MODELS = {
     "GPT2": (gpt2, gpt2_places, gpt2_answer, written),
     "BERT": (bert, bert_places, bert_answer, read),
     "ViT": (vit, vit_places, vit_answer, seen),
     "MAE": (mae, mae_places, mae_answer, hidden),
+    "CLIP": (clip, clip_places, clip_answer, captioned),
 }
 
 

@@ -47,6 +47,14 @@ PICTURES = Reads(
 )  # fmt: skip
 
 
+PAIRS = Reads(
+    "pictures", "pictures seen", ("AutoProcessor", "processor"),
+    "It was trained on {count:,} pictures, each seen {times:.1f} times with a caption. Nothing was done to keep out "
+    "what is wrong, private or offensive in them. Which of some labels it finds best depends on their words, and on "
+    "the other labels: one of them always is.",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Use:
     """What a kind of model is for: the hub's word for it, the class of transformers, lines of ours that use it, and
@@ -70,6 +78,8 @@ _STATES = (
     'model, preprocess = sf.load("{name}"), sf.load_preprocess("{name}")',
     'print(model.encode(preprocess(Image.open("photo.jpg"))[None]).shape)',
 )
+_CHOSEN = 'print(task("photo.jpg", labels=["a cat", "a dog"]{}))'
+SHORT = 20  # tokens of a text at most: such a model learnt captions that are no longer, and has no room for templates
 _PAINTED = _task("Reconstructor", 'task("photo.jpg").pasted.save("painted.png")')
 USES = {
     "GPT2LMHeadModel": Use(
@@ -101,6 +111,10 @@ USES = {
         "(mean squared error of what was hidden)", PICTURES,
     ),
     "ViTMAEModel": Use("image-feature-extraction", "AutoModel", _STATES, "", PICTURES),
+    "CLIPModel": Use(
+        "zero-shot-image-classification", "AutoModelForZeroShotImageClassification",
+        _task("ZeroShotClassifier", _CHOSEN.format("")), "nats a pair", PAIRS,
+    ),
 }  # fmt: skip
 USES["BertForPreTraining"] = USES["BertForMaskedLM"]
 USES["BertForNextSentencePrediction"] = dataclasses.replace(
@@ -118,7 +132,11 @@ UNCHANGED = {"crop": 1.0}
 def use_of(model: Any) -> Use:
     layout = model.layouts[0]
     said = {**layout.write(model.config), **layout.describe(model)}
-    return USES[said["architectures"][0]]
+    found = USES[said["architectures"][0]]
+    if found.reads is PAIRS and model.config.length < SHORT:
+        bare = _CHOSEN.format(', templates=["{{}}"]')
+        found = dataclasses.replace(found, ours=_task("ZeroShotClassifier", bare))
+    return found
 
 
 # Who reads a layout besides us, what the card says of that, and how its weights are loaded there.
@@ -228,7 +246,7 @@ def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, 
             best = {name.removeprefix("valid_"): value for name, value in run.best.items() if name.startswith("valid_")}
             if use.loss == "nats a token":
                 best["perplexity"] = math.exp(best["loss"])
-            known = {"dataset": run.named, "type": "image" if use.reads is PICTURES else "text"}
+            known = {"dataset": run.named, "type": "image" if use.reads in (PICTURES, PAIRS) else "text"}
             data["results"] = known | {name.capitalize(): (name, x) for name, x in best.items()}
     return data
 
@@ -289,13 +307,15 @@ def _training(run: _Run, use: Use, model: Any) -> list[str]:
 
 def _read(facts: Mapping[str, Any], model: Any) -> str:
     """How the data became what the model reads."""
-    if "tokenizer" in facts:
-        return f"Tokeniser: {facts['tokenizer']['vocab']} ids."
+    tokenizer = f"Tokeniser: {facts['tokenizer']['vocab']} ids." if "tokenizer" in facts else ""
+    if not hasattr(model.config, "image"):
+        return tokenizer
     height, width = height_width(model.config.image)
     settings = {name: value for name, value in facts["settings"].items() if name in CHANGES}
     done = [CHANGES[name].format(value) for name, value in settings.items() if value != UNCHANGED.get(name, 0)]
     changed = f"changed at random by {', '.join(done)}" if done else "never changed"
-    return f"Read at {height} x {width} pixels (height x width); those trained on were {changed}."
+    pixels = f"Read at {height} x {width} pixels (height x width); those trained on were {changed}."
+    return f"{pixels} {tokenizer}".rstrip()
 
 
 def _achieved(run: _Run, use: Use, best: Mapping[str, Any]) -> str:

@@ -63,14 +63,18 @@ class Texts(Inputs):
 
     name, word, fact = "tokenizer", "tokeniser", "tokens"
 
+    def __init__(self, *, own: bool):
+        self.own = own
+
     def ours(self, source: Path, known: Iterable[str] | None = None) -> Found | str:
-        """Of TEXTS, and one of the tokeniser's own words."""
+        """Of TEXTS, and with `own` one of the tokeniser's own words."""
         try:
             tokenizer = load_tokenizer(source)
         except FileNotFoundError:
             return "none"
         found: Found = {}
-        for text in (*TEXTS, tokenizer.decode(range(min(OWN, tokenizer.vocab)))) if known is None else known:
+        own = [tokenizer.decode(range(min(OWN, tokenizer.vocab)))] if self.own else []
+        for text in (*TEXTS, *own) if known is None else known:
             found[text] = None  # refused: it holds characters without an id
             with contextlib.suppress(ValueError):
                 ids = tokenizer.encode(text)
@@ -222,4 +226,5 @@ def _file(picture: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-TEXT, PICTURE = Texts(), Pictures()
+# transformers' CLIPTokenizer is not OpenAI's, which ours is: they part where a text needs repair, as its own tokens do.
+TEXT, CAPTION, PICTURE = Texts(own=True), Texts(own=False), Pictures()

@@ -1,10 +1,12 @@
-"""A text or a picture read by a model, and what `record` saw, as data and as a picture."""
+"""A text or a picture read by a model, or a picture with texts, and what `record` saw, as data and as a picture."""
 
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -20,12 +22,14 @@ from scratchformers.insight.pictures import (
     logit_lens,
     over_picture,
     reads_class_token,
+    relevance,
     rollout,
 )
 from scratchformers.insight.record import Record, record
-from scratchformers.text import TextTokenizer
+from scratchformers.text import TextTokenizer, check_belongs, check_fits, padded
 
 LEGIBLE = {"attention": 48, "lens": 24}  # tokens that labels are drawn for
+METHOD = "Chefer et al. 2021"
 LARGEST = 1200  # pixels of the longer side of a picture that is drawn
 
 
@@ -47,8 +51,8 @@ def look(
     head: int | None = None,
 ) -> Seen:
     """What the model does with the text. Raises ValueError for an empty text and for a layer or head there is not."""
-    if what == "rollout":
-        raise ValueError("The rollout is laid over a picture: choose attention or lens for a text.")
+    if what in ("rollout", "relevance"):
+        raise ValueError(f"The {what} is laid over a picture: choose attention or lens for a text.")
     if head is not None and layer is None:
         raise ValueError("--head is one of a layer: say which by --layer.")
     ids = tokenizer.encode(text)
@@ -60,8 +64,7 @@ def look(
     tokens = [tokenizer.decode([id]) for id in ids]
     if what == "lens":
         return _lens(model, tokenizer, found, tokens)
-    words = " ".join(text.split())
-    return _attention(found, tokens, layer, head, title=drawable(words if len(words) <= 60 else words[:57] + "..."))
+    return _attention(found, tokens, layer, head, title=drawable(_short(text)))
 
 
 def _lens(model: nn.Module, tokenizer: TextTokenizer, found: Record, tokens: list[str]) -> Seen:
@@ -117,13 +120,16 @@ def look_at_picture(
     through all. Raises ValueError for a layer or head there is not, and for what only a text has."""
     if what == "lens":
         raise ValueError("The lens shows the words of a model that writes: choose attention or rollout for a picture.")
+    if what == "relevance":
+        raise ValueError(
+            "Relevance is that of a picture for a text: say which (--text), or choose attention or rollout."
+        )
     if what == "rollout" and (layer is not None or head is not None):
         raise ValueError("The rollout goes through every layer and head: leave --layer and --head out.")
-    preprocess, weight = preprocess.sized(model.config.image), next(model.parameters())
-    x = preprocess(picture)[None]
-    check_pictures(x, model.config.image, model.config.channels)
+    preprocess = preprocess.sized(model.config.image)
+    encode = getattr(model, "encode_image", None) or model.encode
     with torch.no_grad(), record(model) as found:
-        model.encode(x.to(weight.device, weight.dtype))
+        encode(_prepared(model, preprocess, picture))
     reads = reads_class_token(model)
     reader = "the class token" if reads else "the mean of the patches"
     data: dict[str, Any] = {"picture": name, "read": reader}
@@ -141,6 +147,56 @@ def look_at_picture(
         title = f"{at}: {drawable(name)}"
     drawn, arrays = _part(picture, preprocess.seen(picture)), [_array(each) for each in maps]
     return Seen(data, lambda: over_picture(drawn, arrays, names=names, label=label, title=title))
+
+
+def look_for(
+    model: Any,
+    tokenizer: TextTokenizer,
+    preprocess: Preprocess,
+    picture: Image.Image,
+    texts: Sequence[str],
+    *,
+    name: str = "",
+) -> Seen:
+    """Where in the picture a model that compares it with texts sees each of these: the relevance of its patches for the
+    score, all in one scale, and the cosine of which that is a multiple. A cosine near 1 has hardly a gradient, and its
+    map says little. ValueError for a model that compares nothing, no text, an empty one, one too long."""
+    if not hasattr(model, "encode_text"):
+        raise ValueError(f"{type(model).__name__} reads no texts beside pictures: expected a CLIP, or no --text.")
+    if not texts or not all(each.strip() for each in texts):
+        raise ValueError("The text is empty: there is nothing to look for.")
+    check_fits(tokenizer, model.config.vocab)
+    check_belongs(tokenizer, model)
+    ids = padded(tokenizer.encode_batch(texts))["ids"]
+    preprocess = preprocess.sized(model.config.image)
+    x = _prepared(model, preprocess, picture)
+    with torch.no_grad():
+        wanted = F.normalize(model.encode_text(ids.to(x.device)), dim=-1)
+    with torch.enable_grad(), record(model) as found:  # a gradient of the picture, for the model may not learn
+        cosines = wanted @ F.normalize(model.encode_image(x.requires_grad_()), dim=-1)[0]
+        scores, attention = model.scale.detach().exp() * cosines, list(found.attention.values())
+        gradients = [torch.autograd.grad(each, attention, retain_graph=True) for each in scores]
+    with torch.no_grad():
+        maps, own = as_read(model, torch.cat([relevance(attention, each) for each in gradients]))
+    data: dict[str, Any] = {"picture": name, "method": METHOD, "texts": [*texts], "cosine": cosines.tolist()}
+    data |= {"relevance": maps.tolist(), "class_token": own.tolist()}
+    said = [textwrap.fill(drawable(_short(text)), 30) for text in texts]
+    names = [f"{text}\ncosine {cosine:.3f}" for text, cosine in zip(said, cosines.tolist())]
+    label, title = f"relevance of a patch for the text\n({METHOD})", f"Where a text is seen: {drawable(name)}"
+    drawn, arrays = _part(picture, preprocess.seen(picture)), [_array(each) for each in maps]
+    return Seen(data, lambda: over_picture(drawn, arrays, names=names, label=label, title=title))
+
+
+def _prepared(model: Any, preprocess: Preprocess, picture: Image.Image) -> Tensor:
+    """(1, channels, height, width), where the model is and as exact as it."""
+    x, weight = preprocess(picture)[None], next(model.parameters())
+    check_pictures(x, model.config.image, model.config.channels)
+    return x.to(weight.device, weight.dtype)
+
+
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= 60 else words[:57] + "..."
 
 
 def _part(picture: Image.Image, seen: tuple[float, float, float, float]) -> Image.Image:

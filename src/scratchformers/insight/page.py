@@ -19,6 +19,8 @@ PACKAGE = ROOT.name
 MIXIN = "Pretrained"
 WIDTH = 120
 SHAPED = ("Float", "Int", "Bool")
+SET = (ast.Assign, ast.AugAssign)
+SCOPES = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)  # of variables
 HEADER = '''"""{about}
 
 Printed by `scratchformers page {name}` {version}, MIT licence. It needs torch and einops only, and is yours to change.
@@ -60,7 +62,7 @@ def page(name: str) -> str:
         raise ValueError(f"There is no model {name!r}: expected one of {', '.join(names())}.")
     own = _read(f"{PACKAGE}.models.{name}")
     needed = _gather(own, ["PRESETS", *own.models])
-    first = next(key for node in own.definitions["PRESETS"] for key in _keys(node))
+    first = next(_presets(own, "PRESETS"))
     about = ast.get_docstring(own.tree) or ""
     (model,) = own.definitions[own.models[-1]]
     unset = [_unset(node) for node in ast.walk(model) if isinstance(node, ast.Assign)]
@@ -137,6 +139,16 @@ def _reached(tree: ast.Module) -> set[tuple[str, str]]:
     return {(there, node.attr) for node, there in _within(tree, _files(tree))}
 
 
+def _presets(module: Module, table: str) -> Iterator[str]:
+    """The keys of a table, or of the tables that it is made of, a row of each of theirs."""
+    for node in module.definitions[table]:
+        yield from _keys(node)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.DictComp):
+            other = ast.unparse(node.value.generators[0].iter).removesuffix(".items()")
+            there = module if other in module.definitions else _read(module.imports[other][0])
+            yield from _presets(there, other)
+
+
 def _keys(node: ast.stmt) -> Iterator[str]:
     """Those that a statement puts into a table, as far as they are written out."""
     if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
@@ -154,7 +166,8 @@ def _unset(node: ast.Assign) -> str:
 def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    one = isinstance(node, ast.AnnAssign | ast.AugAssign)
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if one else []
     every = [each for target in targets for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
     every = [each.value if isinstance(each, ast.Subscript) else each for each in every]
     return [each.id for each in every if isinstance(each, ast.Name)]
@@ -172,7 +185,7 @@ def _gather(own: Module, roots: list[str]) -> list[tuple[Module, list[ast.stmt]]
         if name in wanted.setdefault(module.path, set()):
             return
         wanted[module.path].add(name)
-        for used in _used(module.definitions[name]):
+        for used in sorted(_used(module.definitions[name])):
             if used in module.definitions:
                 visit(module, used)
             elif (found := module.imports.get(used)) and found[0].split(".")[0] == PACKAGE and found[1] != MIXIN:
@@ -194,14 +207,14 @@ def _used(nodes: Iterable[ast.AST]) -> set[str]:
     for node in nodes:
         own = {node.id} if isinstance(node, ast.Name) else set()
         within = own | _used(ast.iter_child_nodes(node))
-        found |= within - _bound(node) if isinstance(node, ast.FunctionDef) else within
+        found |= within - _bound(node) if isinstance(node, SCOPES) else within
     return found
 
 
-def _bound(function: ast.FunctionDef) -> set[str]:
+def _bound(scope: ast.AST) -> set[str]:
     """Its arguments and variables."""
-    stored = {each.id for each in ast.walk(function) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
-    return stored | {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)}
+    stored = {each.id for each in ast.walk(scope) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    return stored | {each.arg for each in ast.walk(scope) if isinstance(each, ast.arg)}
 
 
 def _imports(needed: list[tuple[Module, list[ast.stmt]]]) -> Iterator[str]:
@@ -232,7 +245,7 @@ def _spaced(module: Module, nodes: list[ast.stmt]) -> str:
     out = module.text(nodes[0])
     for before, node in itertools.pairwise(nodes):
         text = module.text(node)
-        if isinstance(before, ast.Assign) and isinstance(node, ast.Assign):
+        if isinstance(before, SET) and isinstance(node, SET):
             gap = node.lineno - text.count("\n") - (before.end_lineno or 0) - 1 if node.end_lineno == node.lineno else 1
             out += "\n" * (1 + min(1, max(0, gap)))
         else:
@@ -285,6 +298,9 @@ def _shapes(tree: ast.Module) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and node.module and _path(node.module).is_file():
             other = _shapes(ast.parse(_path(node.module).read_text(encoding="utf-8")))
             found |= {each.asname or each.name: other[each.name] for each in node.names if each.name in other}
+    for file, dotted in _files(tree).items():
+        other = _shapes(ast.parse(_path(dotted).read_text(encoding="utf-8")))
+        found |= {f"{file}.{name}": shape for name, shape in other.items()}
     return found
 
 
@@ -317,6 +333,8 @@ def _edits(node: ast.AST, source: bytes, starts: list[int], named: dict[str, str
                 given = ast.unparse(call.args[0])
                 new = f"super().__init__()\n{' ' * call.col_offset}self.config = {given}"
                 yield _place(call, starts)[0], _place(call, starts)[1], new.encode()
+    elif isinstance(node, ast.Module):
+        yield from (_bare(each, starts) for each in node.body if isinstance(each, ast.AnnAssign))
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
         yield _bare(node, starts)
 
@@ -366,8 +384,8 @@ def _signature(node: ast.FunctionDef, source: bytes, starts: list[int], named: d
 def _shape(annotation: ast.expr | None, named: dict[str, str]) -> str:
     """(b, t, d) of Float[Tensor, "b t d"], or of a name for that; nothing where the annotation is of something else."""
     for each in ast.walk(annotation) if annotation else ():
-        if isinstance(each, ast.Name) and each.id in named:
-            return named[each.id]
+        if isinstance(each, ast.Name | ast.Attribute) and ast.unparse(each) in named:
+            return named[ast.unparse(each)]
         if isinstance(each, ast.Subscript) and ast.unparse(each.value) in SHAPED and isinstance(each.slice, ast.Tuple):
             return f"({', '.join(ast.literal_eval(each.slice.elts[1]).split())})"
     return ""

@@ -1,4 +1,5 @@
-"""Pictures of what `record` found: attention head by head, over a picture too, its rollout, and the logit lens.
+"""Pictures of what `record` found: attention head by head, over a picture too, its rollout, where a text is seen, and
+the logit lens.
 
 Arrays in, figures out; nothing is shown or written here (`figure.savefig` does that), and pyplot's global state is left
 alone.
@@ -103,13 +104,35 @@ def rollout(attention: Iterable[Float[Tensor, "b h t s"]]) -> Float[Tensor, "b t
 def as_read(model: Any, weights: Float[Tensor, "*n t s"]) -> tuple[Float[Tensor, "*n y x"], Float[Tensor, "*n"]]:
     """Of weights among the tokens of a picture those of what is read in the end, the class token, or where that is not
     read, of all patches in the mean: on the patches, where they lie, and on the class token, 0 if there is none."""
-    before = int(model.class_token is not None)
+    before = int(_tower(model).class_token is not None)
     row = weights[..., 0, :] if reads_class_token(model) else weights[..., before:, :].mean(-2)
     return row[..., before:].unflatten(-1, cells(model.config.image, model.config.patch)), row[..., :before].sum(-1)
 
 
 def reads_class_token(model: Any) -> bool:
-    return model.class_token is not None and getattr(model.config, "pool", "class") == "class"
+    return _tower(model).class_token is not None and getattr(model.config, "pool", "class") == "class"
+
+
+def _tower(model: Any) -> Any:
+    """What reads pictures: of a model that reads texts too, a part."""
+    return getattr(model, "image", model)
+
+
+def relevance(
+    attention: Iterable[Float[Tensor, "b h t t"]], gradients: Iterable[Float[Tensor, "b h t t"]]
+) -> Float[Tensor, "b t t"]:
+    """How much of a score each token's last state brings from each token's first (Chefer et al. 2021, Generic
+    Attention-model Explainability, equations 5 and 6): every layer adds the mean over heads of its attention times the
+    score's gradient for that, where it is above 0, to what it is given. With each token's own share, which begins as 1.
+    """
+    whole: Any = None
+    for weights, gradient in zip(attention, gradients, strict=True):
+        step = (weights * gradient).clamp(min=0).mean(1)
+        own = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
+        whole = own + step if whole is None else whole + step @ whole
+    if whole is None:
+        raise ValueError("There is no attention to follow: call the model within `record`.")
+    return whole
 
 
 def over_picture(

@@ -4,14 +4,15 @@ A model registers with values: a `Reference` under its class's name.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scratchformers.checkpoints import openai
 from scratchformers.grid import cells, height_width
-from scratchformers.insight.inputs import PICTURE, TEXT, Inputs
+from scratchformers.insight.inputs import CAPTION, PICTURE, TEXT, Inputs
 
 Case = dict[str, Tensor]  # the arguments of one call; `keep` among them marks what is compared
 Call = Callable[..., Tensor | Case]  # its output; or several results, of which `output` is the first
@@ -20,15 +21,18 @@ Call = Callable[..., Tensor | Case]  # its output; or several results, of which 
 @dataclass(frozen=True)
 class Reference:
     """A place is a module by its path; `blocks.input` is what the first of `blocks` is given. Theirs may be several
-    paths with " or " between, as the library's versions have it."""
+    paths with " or " between, as the library's versions have it, or end in "()": then the call says what stands there.
+    """
 
     kind: Callable[[Any], tuple[str, dict[str, Any]]]  # of our model: the library's class, and what it is told
     places: Callable[[Any], list[tuple[str, str]]]  # of our model: our place, theirs, in order of execution
     cases: Callable[..., dict[str, Case]]  # of a config, a generator, and a text's ids where there is a tokeniser
     ours: Mapping[str, Call]  # ways in which ours computes the same; into `output` one can look
     theirs: Call  # what is named as one of the ways is compared with that, else the output
-    published: Mapping[str, tuple[int, str]] = field(default_factory=dict)  # of presets: bytes, sha256 of the weights
-    inputs: Inputs = TEXT
+    published: Mapping[str, tuple[int | None, str]] = field(default_factory=dict)
+    """Of presets: bytes, where they are known, and sha256 of the weights."""
+    inputs: tuple[Inputs, ...] = (TEXT,)
+    configured: bool = True  # whether the library needs a config beside the weights
     scores: Callable[[Any], bool] = lambda model: True  # whether the output of our model scores answers
     library: str = "transformers"
     others: Mapping[str, "Reference | str"] = field(default_factory=dict)
@@ -201,9 +205,54 @@ def mae_places(model: Any) -> list[tuple[str, str]]:
     return [*encoder, ("decoder.embed", "decoder.decoder_embed"), *blocks, *after]
 
 
+def captioned(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+    """For a model of pictures and texts: noise, and as many tokens as there are positions, which end early, in the
+    middle, and last, with others after the end. There are more texts than pictures."""
+    cases = seen(config, generator, text)
+    end = config.vocab - 1 if config.end is None else config.end
+    ids = torch.randint(config.vocab - 1, (4, config.length), generator=generator)
+    ids += ids >= end  # which stands nowhere else
+    for row, place in enumerate([min(2, config.length - 1), *(config.length * k // 3 - 1 for k in (1, 2, 3))]):
+        ids[row, place] = end
+    return {name: {**case, "ids": ids} for name, case in cases.items()}
+
+
+def matched(model: Any, images: Tensor, ids: Tensor) -> Tensor:
+    """The scores of each picture with each text."""
+    return model(_as(model, images), ids)
+
+
+def clip_of_transformers(model: Any, images: Tensor, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, pixel_values=_as(model, images)).logits_per_image
+
+
+def clip_of_open_clip(model: Any, images: Tensor, ids: Tensor) -> Case:
+    """Its texts are projected by a bare matrix, at which nothing can be looked."""
+    return {"output": model.get_logits(_as(model, images), ids)[0], "text": model.encode_text(ids)}
+
+
+def clip_places(model: Any) -> list[tuple[str, str]]:
+    config, texts = model.config, "text_model.encoder.layers"
+    image = stack("image.blocks", ("vision_model.encoder.layers",), config.image_depth)
+    after = [("image.norm", "vision_model.post_layernorm"), ("image", "visual_projection")]
+    text = [("text.blocks.input", f"{texts}.input"), *stack("text.blocks", (texts,), config.text_depth)]
+    return [("image.first_norm", "vision_model.pre_layrnorm"), *image, *after, *text, ("text", "text_projection")]
+
+
+def open_clip_places(model: Any) -> list[tuple[str, str]]:
+    config, texts = model.config, "transformer.resblocks"
+    image = stack("image.blocks", ("visual.transformer.resblocks",), config.image_depth)
+    text = [("text.blocks.input", f"{texts}.input"), *stack("text.blocks", (texts,), config.text_depth)]
+    return [("image.first_norm", "visual.ln_pre"), *image, ("image", "visual"), *text, ("text", "encode_text()")]
+
+
+OF_OPEN_CLIP = Reference(
+    lambda model: ("CLIP", {}), open_clip_places, captioned, {"output": matched, "without padding": matched},
+    clip_of_open_clip, inputs=(CAPTION, PICTURE), library="open_clip",
+)  # fmt: skip
 OF_TIMM = Reference(
     timm_kind, timm_places, seen, {"output": pooled}, lambda model, images: model(_as(model, images)),
-    inputs=PICTURE, scores=lambda model: model.head is not None, library="timm",
+    inputs=(PICTURE,), scores=lambda model: model.head is not None, library="timm",
 )  # fmt: skip
 NONE = "There is no reference to verify this {} against: transformers has none that {}."
 REFERENCES = {
@@ -247,7 +296,7 @@ REFERENCES = {
         seen,
         {"output": classified},
         lambda model, images: model(_as(model, images))[0],
-        inputs=PICTURE,
+        inputs=(PICTURE,),
         scores=lambda model: model.head is not None,
         others={
             "timm": OF_TIMM,
@@ -264,8 +313,18 @@ REFERENCES = {
             "nothing hidden": lambda model, images, noise: model.encode(_as(model, images)),
         },
         mae_of_transformers,
-        inputs=PICTURE,
+        inputs=(PICTURE,),
         scores=lambda model: False,
         others={"scratchformers-mae": NONE.format("MAE", "lacks the class token, or is not square")},
+    ),
+    "CLIP": Reference(
+        lambda model: ("CLIPModel", {}),
+        clip_places,
+        captioned,
+        {"output": matched, "without padding": matched},
+        clip_of_transformers,
+        published={name: (None, file.sha256) for name, file in openai.MODELS.items()},
+        inputs=(CAPTION, PICTURE),
+        others={"open_clip": OF_OPEN_CLIP, "openai-clip": replace(OF_OPEN_CLIP, configured=False)},
     ),
 }

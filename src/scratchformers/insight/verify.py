@@ -1,8 +1,8 @@
 """Is this checkpoint what it should be? Ours and the reference on the same inputs, layer by layer.
 
-The reference is the installed transformers (of timm's files, timm); or what it answered once, frozen in a file; or,
-where there is neither, what it answered for a small model that comes with us, which proves the code and not the
-checkpoint.
+The reference is the installed transformers (of timm's files, timm; of open_clip's and OpenAI's, open_clip); or what it
+answered once, frozen in a file; or, where there is neither, what it answered for a small model that comes with us,
+which proves the code and not the checkpoint.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from scratchformers.models import load
 # float64 decides, by a wide margin; float32, whose rounding grows with depth, shows only what is wrong in it alone.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 GIVEN = ".input"  # ends the name of a place that is what a stack of modules is given, as `record` names it
+CALLED = "()"  # ends their name of a place at which stands what the call says besides its output
+PACKAGES = {"open_clip": "open_clip_torch"}  # that are named otherwise than what is imported of them
 MOST = 512  # columns of an output that are frozen, spread over all
 FORMAT = "scratchformers-verify-1"
 SHIPPED, SMALL = Path(__file__).parent / "frozen", "a small model that comes with scratchformers"
@@ -100,18 +102,17 @@ def verify(
     """Compares the checkpoint in a folder. `freeze` is written: the inputs, what the reference answered, the config and
     what texts or pictures become; `against` is such a file. Raises ValueError or OSError where nothing can be
     compared."""
-    config = read_config(source)
-    if not config and against is None:
+    model = load(source)
+    reference = reference_of(model)
+    if reference.configured and not read_config(source) and against is None:
         raise ValueError(
             f"{source} is no folder with a config.json, which the reference needs: give it one, or pass --against a "
             "file that was frozen of such a folder with the same weights."
         )
-    model = load(source)
-    reference = reference_of(model)
-    installed = importlib.util.find_spec(reference.library) is not None
+    installed, package = importlib.util.find_spec(reference.library) is not None, _package(reference.library)
     if freeze is not None and (against is not None or not installed):
         library = reference.library
-        raise ValueError(f"--freeze writes what {library} answers: it needs `pip install {library}`, and no --against.")
+        raise ValueError(f"--freeze writes what {library} answers: it needs `pip install {package}`, and no --against.")
     report = Report(name or str(source), type(model).__name__, "", versions={"torch": torch.__version__})
     _check_weights(report, model, files.find_weights(source))
     if against is not None:
@@ -138,8 +139,9 @@ def _check_weights(report: Report, model: Any, weights: Path) -> None:
     """All are numbers, also those that no input reaches; and published ones stand beside the config they came with."""
     if strange := [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]:
         report.problems.append(f"The checkpoint's weights are not all finite numbers: {', '.join(strange[:5])}.")
+    found = cache(lambda: _sha256(weights))
     for name, (size, digest) in REFERENCES[report.model].published.items():
-        if weights.stat().st_size == size and _sha256(weights) == digest:
+        if weights.stat().st_size == (size or weights.stat().st_size) and found() == digest:
             report.published = name
             if changed := _changed(model.presets[name], model.config, apart="dropout"):
                 report.problems.append(f"The config is not the one these weights were published with: {changed}.")
@@ -161,10 +163,13 @@ def _changed(then: Config, now: Config, apart: str = "") -> str:
 def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | None) -> None:
     """The library, on the same checkpoint, in both precisions."""
     reference, generator = reference_of(model), torch.Generator().manual_seed(seed)
-    ours = reference.inputs.ours(source)
-    text, misfit = ([], None) if isinstance(ours, str) else reference.inputs.suits(ours, model.config)
-    report.problems += [misfit] if misfit else []
-    cases = reference.cases(model.config, generator, text)
+    ours = {inputs.name: inputs.ours(source) for inputs in reference.inputs}
+    ids: list[int] = []
+    for inputs in reference.inputs:
+        found = ours[inputs.name]
+        own, misfit = ([], None) if isinstance(found, str) else inputs.suits(found, model.config)
+        ids, report.problems = ids + own, report.problems + ([misfit] if misfit else [])
+    cases = reference.cases(model.config, generator, ids)
     expected: dict[torch.dtype, States] = {}
     names: dict[str, str] = {}
     with _imported(reference.library) as library:
@@ -180,21 +185,26 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
             names = {place: _path(theirs, path) for place, path in reference.places(model)}
             expected[dtype] = _states(theirs.eval(), names, cases, reference.theirs, "output")
             del theirs
-        answers = _their_inputs(report, reference, library, source, ours)
+        answers = {
+            inputs.fact: _their_inputs(report, reference, inputs, library, source, ours[inputs.name])
+            for inputs in reference.inputs
+        }
     _compare(report, source, reference, cases, expected, names)
     if report.published is None:
-        also = "" if isinstance(ours, str) else f" and the same {reference.inputs.word}"
+        words = ["config.json"] if reference.configured else ["file"]
+        words += [inputs.word for inputs in reference.inputs if not isinstance(ours[inputs.name], str)]
         report.caveat = (
-            f"Both read the same config.json{also}: whether somebody changed that, only --against a file that was "
-            "frozen before can tell."
+            f"Both read the same {' and the same '.join(words)}: whether somebody changed that, only --against a file "
+            "that was frozen before can tell."
         )
     if freeze is not None:
         _freeze(freeze, report, model, source, answers, cases, expected[torch.float64])
 
 
-def _their_inputs(report: Report, reference: Reference, library: Any, source: Path, ours: Found | str) -> Found | None:
+def _their_inputs(
+    report: Report, reference: Reference, inputs: Inputs, library: Any, source: Path, ours: Found | str
+) -> Found | None:
     """Compares what goes in; returns what it is by the library, where that says it."""
-    inputs = reference.inputs
     if isinstance(ours, str) or reference.library != "transformers":
         setattr(report, inputs.name, ours if isinstance(ours, str) else f"not compared with {reference.library}")
         return None
@@ -229,11 +239,19 @@ def _against(report: Report, source: Path, model: Any, frozen: "Frozen", named: 
     absent = {
         each.name: None for each in fields if each.default is not None and getattr(model.config, each.name) is None
     }
-    if changed := _changed(dataclasses.replace(layout.read(published), **absent), model.config):
+    # A file of OpenAI's has none, and its weights tell all.
+    if published and (changed := _changed(dataclasses.replace(layout.read(published), **absent), model.config)):
         report.problems.append(f"The config is not the one that was frozen: {changed}.")
     if frozen.facts.get("weights") not in (None, fingerprint(model)):
         report.problems.append("The weights are not those that were frozen.")
-    inputs, theirs = reference.inputs, frozen.facts.get(reference.inputs.fact)
+    for inputs in reference.inputs:
+        _frozen_inputs(report, inputs, source, frozen.facts.get(inputs.fact), named)
+    expected = dict.fromkeys(TOLERANCES, frozen.states)
+    names = {place: path.partition(" or ")[0] for place, path in reference.places(model)}
+    _compare(report, source, reference, frozen.cases, expected, names)
+
+
+def _frozen_inputs(report: Report, inputs: Inputs, source: Path, theirs: Found | None, named: str) -> None:
     ours = inputs.ours(source, theirs or [])
     if theirs is not None and not (isinstance(ours, str) and source.is_file()):  # a single file has nothing beside it
         _compare_inputs(report, inputs, source, {} if isinstance(ours, str) else ours, theirs, "the file")
@@ -241,9 +259,6 @@ def _against(report: Report, source: Path, model: Any, frozen: "Frozen", named: 
         setattr(report, inputs.name, ours if isinstance(ours, str) else "not compared")
     else:
         setattr(report, inputs.name, "not compared, for the file was frozen without one")
-    expected = dict.fromkeys(TOLERANCES, frozen.states)
-    names = {place: path.partition(" or ")[0] for place, path in reference.places(model)}
-    _compare(report, source, reference, frozen.cases, expected, names)
 
 
 def _shipped(report: Report, reference: Reference) -> None:
@@ -253,10 +268,11 @@ def _shipped(report: Report, reference: Reference) -> None:
         Path(folder, "config.json").write_text(json.dumps(frozen.facts["config"]), encoding="utf-8")
         save_file(frozen.weights, Path(folder, "model.safetensors"))
         _against(report, Path(folder), load(folder), frozen, SMALL)
-    setattr(report, reference.inputs.name, "not compared")
+    for inputs in reference.inputs:
+        setattr(report, inputs.name, "not compared")
     report.caveat = (
         "This proves the code, not the checkpoint, of which every tensor found its place: for that, "
-        f"`pip install {reference.library}`, or pass --against a file that --freeze wrote."
+        f"`pip install {_package(reference.library)}`, or pass --against a file that --freeze wrote."
     )
 
 
@@ -290,6 +306,18 @@ def _timm() -> Iterator[Any]:
     yield timm
 
 
+@contextlib.contextmanager
+def _open_clip() -> Iterator[Any]:
+    import open_clip
+
+    yield open_clip
+
+
+def _package(library: str) -> str:
+    """What to install for it."""
+    return PACKAGES.get(library, library)
+
+
 Loaded = tuple[nn.Module, dict[str, Any]]  # the library's model, and the names of what did not fit, by what that is
 
 
@@ -309,7 +337,26 @@ def _load_timm(library: Any, source: Path, kind: str, told_of: dict[str, Any], d
     return theirs, {}
 
 
-LIBRARIES = {"transformers": (_transformers, _load_transformers), "timm": (_timm, _load_timm)}
+def _load_open_clip(library: Any, source: Path, kind: str, told_of: dict[str, Any], dtype: torch.dtype) -> Loaded:
+    """By its own reading of open_clip_config.json, or, of a file of OpenAI's, of the shapes. Such a file's tensors are
+    those that we read: open_clip would have torch.jit do it, which runs what is in it."""
+    if not read_config(source):
+        tensors = files.read_tensors(files.find_weights(source))
+        theirs = library.model.build_model_from_openai_state_dict(dict(tensors), cast_dtype=None).to(dtype)
+        theirs.load_state_dict(tensors, strict=False)  # again, for it has rounded some to half precision
+        return theirs, {}
+    try:
+        return library.create_model(f"local-dir:{source}").to(dtype), {}
+    except RuntimeError as error:
+        theirs = library.create_model(f"local-dir:{source}", load_weights=False).to(dtype)
+        return theirs, {"the checkpoint": [" ".join(str(error).split())]}
+
+
+LIBRARIES = {
+    "transformers": (_transformers, _load_transformers),
+    "timm": (_timm, _load_timm),
+    "open_clip": (_open_clip, _load_open_clip),
+}
 
 
 @contextlib.contextmanager
@@ -318,7 +365,7 @@ def _imported(name: str) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         try:
             library = stack.enter_context(LIBRARIES[name][0]())
-        except (ImportError, RuntimeError) as error:  # torchvision, which timm needs, has raised either
+        except (ImportError, RuntimeError) as error:  # torchvision, which timm and open_clip need, has raised either
             said = str(error).partition("\n")[0]
             raise ValueError(
                 f"{name} is installed and cannot be imported ({said}): mend it, or pass --against a file."
@@ -346,7 +393,7 @@ def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], 
     found: States = {}
     for name, case in cases.items():
         seen: dict[str, Tensor] = {}
-        hooks = [_look(model, path, seen, at) for at, path in paths.items()]
+        hooks = [_look(model, path, seen, at) for at, path in paths.items() if not path.endswith(CALLED)]
         try:
             with torch.no_grad():
                 results = call(model, **case)
@@ -512,11 +559,11 @@ def _freeze(path: Path, report: Report, model: Any, source: Path, inputs: Any, c
     reference = reference_of(model)
     facts = {
         "reference": report.against,
-        "versions": {name: version(name) for name in ("torch", reference.library)},
+        "versions": {name: version(_package(name)) for name in ("torch", reference.library)},
         "layout": model.layout,
         "config": read_config(source),
         "weights": fingerprint(model),
-        reference.inputs.fact: inputs,
+        **inputs,
     }
     tensors = {f"inputs/{case}/{key}": value.clone() for case, given in cases.items() for key, value in given.items()}
     for case, state in states.items():

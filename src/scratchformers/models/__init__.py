@@ -119,12 +119,13 @@ def load_preprocess(
     As preprocessor_config.json says, or timm's config.json; else as is published for such files; where that differs
     from model to model, a ValueError. `model` is the checkpoint's, where it is loaded already.
     """
-    source = hub.find(source, revision=revision, local_files_only=local_files_only, weights=False)
+    given = source
+    source = hub.find(given, revision=revision, local_files_only=local_files_only, weights=False)
     folder = source if source.is_dir() else source.parent
     said = folder / files.PREPROCESSOR
     if source.is_dir() and said.is_file():
         return Preprocess.read(files.read_json(said))
-    model = load(source) if model is None else model
+    model = load(given, revision=revision, local_files_only=local_files_only) if model is None else model
     (layout,) = _layouts(type(model), lambda one: one.model_type == model.layout)
     found = layout.preprocess(model.published, model.config, source.stem)
     if found is None:

@@ -1,10 +1,12 @@
 """A picture in, answers out: what it shows, or what a model paints where it is hidden."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 import torch
 from PIL import Image
@@ -21,6 +23,23 @@ from scratchformers.tasks.texts import Label, TextClassifier, most_probable, sha
 
 BATCH = 16  # pictures computed at once
 Picture = Image.Image | Path | str | bytes | Tensor  # a file, what is in one, or prepared (channels, height, width)
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def read_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """What `make` makes of each item, in their order. A batch is being made in threads while the one before is computed
+    with: no more than that is taken from `items`. An error comes at its item's turn."""
+    threads, coming = ThreadPoolExecutor(torch.get_num_threads(), "pictures"), deque[Future[Made]]()
+    try:
+        for item in items:
+            coming.append(threads.submit(make, item))
+            if len(coming) > BATCH:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 class _Seeing:
@@ -73,7 +92,10 @@ class _Seeing:
 
     def _batches(self, pictures: Iterable[Picture]) -> Iterator[Tensor]:
         """Prepared, so many at a time: what a picture was decoded to is not kept."""
-        weight, left = next(self.model.parameters()), map(self.prepare, pictures)
+        # Pillow's pictures are taken as they are now: they load in place, which two threads may not do at once, and all
+        # frames of an animated one are the same object.
+        taken = (upright(each) if isinstance(each, Image.Image) else each for each in pictures)
+        weight, left = next(self.model.parameters()), read_ahead(self.prepare, taken)
         while some := list(islice(left, BATCH)):
             yield torch.stack(some).to(weight.device, weight.dtype)
 
@@ -82,8 +104,8 @@ def _is_one(pictures: Any) -> bool:
     return isinstance(pictures, Picture) and getattr(pictures, "ndim", 3) == 3
 
 
-def _listed(pictures: Any) -> list[Picture]:
-    return [pictures] if _is_one(pictures) else list(pictures)
+def _several(pictures: Any) -> Iterable[Picture]:
+    return [pictures] if _is_one(pictures) else pictures
 
 
 class ImageClassifier(_Seeing):
@@ -92,6 +114,11 @@ class ImageClassifier(_Seeing):
     @classmethod
     def _check(cls, model: Any) -> None:
         super()._check(model)
+        if hasattr(model, "encode_text"):
+            raise ValueError(
+                f"{type(model).__name__} has no labels of its own: say which it is to choose from, by --labels "
+                '"a cat, a dog", or in Python by ZeroShotClassifier.'
+            )
         if not hasattr(getattr(model, "head", None), "labels"):
             raise ValueError("This checkpoint has no labels: train it with `train vit`, or choose one that has.")
 
@@ -108,7 +135,7 @@ class ImageClassifier(_Seeing):
         if top is not None and top < 1:
             raise ValueError(f"top is {top}: expected at least 1.")
         answers: list[Any] = []
-        for images in self._batches(_listed(image)):
+        for images in self._batches(_several(image)):
             with evaluating(self.model):
                 shares = shares_of(self.model(images).float(), self.model)
             answers += [most_probable(each, self.model, top) for each in shares]
@@ -143,7 +170,7 @@ class Reconstructor(_Seeing):
     ) -> Any:
         """A `Reconstruction` of a picture, of a list a list. `seed` draws which `mask_ratio` of the patches are hidden,
         the same of every picture; `statistics` is `painting.paint`'s. ValueError for what is no picture."""
-        painted = self._paint(_listed(image), mask_ratio, seed, statistics)
+        painted = self._paint(_several(image), mask_ratio, seed, statistics)
         answers = [Reconstruction(*four) for painting in painted for four in to_pictures(painting, self.preprocess)]
         return answers[0] if _is_one(image) else answers
 
@@ -158,7 +185,7 @@ class Reconstructor(_Seeing):
     ) -> Any:
         """A matplotlib Figure of what the call gives, a picture a row. Where hidden patches have their own statistics,
         it says so."""
-        pictures = _listed(image)
+        pictures = list(_several(image))
         check_rows(len(pictures))
         painted = list(self._paint(pictures, mask_ratio, seed, statistics))
         names = ("original", "masked", "prediction", "pasted", "mask")

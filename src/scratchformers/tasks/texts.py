@@ -378,13 +378,18 @@ class SentenceEncoder(_Encoder):
     ) -> Self:
         """`pool` and `normalize` replace what the checkpoint says. ValueError for a step that is not written here."""
         folder = hub.find(source, revision=revision, local_files_only=local_files_only)
-        made = cls.of(models.load(folder, **options), folder)
+        return cls.of(models.load(folder, **options), folder, pool=pool, normalize=normalize)
+
+    @classmethod
+    def of(cls, model: Any, folder: Path, *, pool: Any = None, normalize: bool | None = None) -> Self:
+        """Of a model loaded from the folder, or file."""
+        made = super().of(model, folder)
         said = read_pooling(folder if folder.is_dir() else folder.parent, pool, normalize)
         known = {"mean": mean, "first": first, "pooler": made.model.pool}
         if said.pool not in known:
             raise ValueError(f"pool is {said.pool!r}: expected one of {', '.join(known)}.")
         if said.pool == "pooler" and made.model.pooler is None:
-            raise ValueError(f"{source} has no pooler: choose pool='mean' or 'first'.")
+            raise ValueError(f"{folder} has no pooler: choose pool='mean' or 'first'.")
         made.pool, made.normalize = known[said.pool], said.normalize
         made.limit = min(made.limit, said.limit or made.limit)
         return made

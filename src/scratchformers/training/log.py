@@ -9,6 +9,7 @@ from typing import Any
 from scratchformers.checkpoints.files import write_atomically
 
 Record = dict[str, Any]
+TIMES = ("seconds", "waited")  # in which two runs that do the same differ
 
 
 class Log:

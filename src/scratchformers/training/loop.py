@@ -70,6 +70,24 @@ class Settings:
             raise ValueError(f"layer_decay is {self.layer_decay}: expected more than 0, and at most 1.")
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where a step computes, and how exactly."""
+
+    device: torch.device
+    autocast: str
+    scaler: torch.amp.GradScaler
+
+    def put(self, batch: Batch) -> Batch:
+        return _to(batch, self.device)
+
+    def cast(self) -> contextlib.AbstractContextManager[Any]:
+        return _autocast(self.device, self.autocast)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+
 class Task(ABC):
     """What a recipe makes of the user's data."""
 
@@ -79,6 +97,7 @@ class Task(ABC):
     unit: str  # what a target is: a token, a picture
     baselines: Mapping[str, float] = {}  # what knowing a little would give, by the figure's name
     best: str = "loss"  # the figure by which the best model is chosen; of an accuracy or f1 the highest
+    head: tuple[str, ...] = (HEAD,)  # how the names of the parameters begin that a probe learns
 
     @abstractmethod
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
@@ -95,6 +114,21 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed over the targets, so that micro-batches of unequal length weigh what they hold."""
+
+    def learn(self, batches: Sequence[Batch], arithmetic: Arithmetic) -> float:
+        """The mean loss over all targets of a step, whose gradient is added to the parameters'. Each of the batches is
+        computed by itself."""
+        targets, loss = sum(map(self.targets, batches)), 0.0
+        for batch in batches:
+            with arithmetic.cast():
+                part = self.loss(self.model, arithmetic.put(batch)) / targets
+            arithmetic.backward(part)
+            loss += float(part.detach())
+        return loss
+
+    def stepped(self) -> Mapping[str, float]:
+        """After a step: brings back what must stay within bounds, and says what there is to log of it."""
+        return {}
 
     @abstractmethod
     def valid(self) -> Iterator[Batch]: ...
@@ -155,7 +189,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
 
 
-def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def freeze(model: nn.Module, parts: Sequence[str], *, head: tuple[str, ...] = (HEAD,)) -> list[str]:
     """Parameters of these parts learn no more; says how many do. A part is the beginning of a parameter's name, up to a
     dot, or `encoder`, where nothing begins so: all but the head. ValueError, naming the parts there are, for a part
     that there is not, and if nothing were left to learn."""
@@ -166,9 +200,9 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
     for part in parts:
         found = [name for name in names if f"{name}.".startswith(f"{part}.")]
         if part == ENCODER and not found:
-            found = [name for name in names if not name.startswith(HEAD)]
+            found = [name for name in names if not name.startswith(head)]
         if not found:
-            known = _parts([*(ENCODER for name in names if name.startswith(HEAD)), *names])
+            known = _parts([*(ENCODER for name in names if name.startswith(head)), *names])
             raise ValueError(f"--freeze {part!r} names nothing in this {type(model).__name__}: expected {known}.")
         frozen.update(found)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in frozen}
@@ -187,12 +221,12 @@ def _parts(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(name.partition(".")[0] if block is None else block[0][:-1] for name, block in found))
 
 
-def at_rest(model: nn.Module) -> list[nn.Module]:
+def at_rest(model: nn.Module, *, head: tuple[str, ...] = (HEAD,)) -> list[nn.Module]:
     """The modules that stay in evaluation mode (no dropout) while the others learn, so that what is kept is used as it
     was learnt: those whose parameters are all frozen, and where only the head learns, everything else."""
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if all(name.startswith(HEAD) for name in learning):
-        return [module for path, module in model.named_modules() if not f"{path}.".startswith(HEAD)]
+    if all(name.startswith(head) for name in learning):
+        return [module for path, module in model.named_modules() if not f"{path}.".startswith(head)]
     frozen = []
     for module in model.modules():
         own = [parameter.requires_grad for parameter in module.parameters()]
@@ -267,7 +301,7 @@ class Run:
         self.task, self.settings, self.folder, self.title = task, settings, folder, title
         self.device = next(task.model.parameters()).device
         self.optimizer = make_optimizer(task.model, settings)
-        self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
+        self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model, head=task.head)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler = Sampler(task.rows, seed=settings.seed)
         self.step, self.best = (
@@ -336,14 +370,10 @@ class Run:
         examples = self.sampler.take(settings.batch)
         size = settings.micro_batch or settings.batch
         batches = [task.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+        waited = time.perf_counter() - began
         if not self.finished:
             task.expect(self.sampler.peek(settings.batch))
-        targets, loss = sum(map(task.targets, batches)), 0.0
-        for batch in batches:
-            with _autocast(self.device, settings.autocast):
-                part = task.loss(task.model, _to(batch, self.device)) / targets
-            self.scaler.scale(part).backward()
-            loss += float(part.detach())
+        loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler))
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip or math.inf))
         skips = self.scaler.is_enabled()  # fp16 skips a step whose gradient overflows, and scales less from then on
@@ -352,9 +382,11 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        noted, targets = task.stepped(), sum(map(task.targets, batches))
         self.average.update(self.step)
         record = {"step": self.step, "loss": loss, "lr": learning_rate(self.step, settings), "targets": targets}
-        record |= {"grad_norm": norm if math.isfinite(norm) else None, "seconds": round(time.perf_counter() - began, 4)}
+        record |= {**noted, "grad_norm": norm if math.isfinite(norm) else None}
+        record |= {"seconds": round(time.perf_counter() - began, 4), "waited": round(waited, 4)}  # for the batch
         return record | ({"trivial_loss": task.trivial, **task.baselines} if self.step == 1 else {})
 
     def _evaluate(self) -> Record:

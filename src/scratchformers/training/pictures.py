@@ -86,6 +86,14 @@ class Pictures:
         """Its path below the folder or as listed, or "train.npz[17]", where 17 may be its name within the file."""
         return self._source.name(self._rows[i])
 
+    def number(self, i: int) -> int:
+        """Its place among all that were found, those that were left out too."""
+        return self._rows[i]
+
+    def mark(self, i: int) -> str:
+        """What it is known again by: of a file its path and size, of what is packed its content."""
+        return json.dumps(self._source.mark(self._rows[i]))
+
     def digest(self) -> str:
         """sha256 by which a resumed run knows its data again: over the names and sizes in bytes of files, the contents
         of what is packed, and the classes."""
@@ -99,6 +107,10 @@ class Pictures:
         """These rows only, with the labels of all."""
         targets = [self.targets[i] for i in rows] if self.targets else []
         return Pictures(self._source, [self._rows[i] for i in rows], self.labels, targets)
+
+    def renamed(self, labels: Sequence[str]) -> "Pictures":
+        """The same, of classes that are called so."""
+        return Pictures(self._source, self._rows, labels, self.targets, self.skipped)
 
 
 def read_pictures(
@@ -138,6 +150,20 @@ def read_pictures(
             "expected two classes or more."
         )
     return Pictures(found.source, rows, skipped=skipped)
+
+
+def listed_pictures(path: Path, names: Sequence[str], *, unreadable: Literal["stop", "skip"] = "stop") -> Pictures:
+    """Those that the list `path` names, from its own folder. ValueError, which names them, if some are not there."""
+    absent = [name for name in names if not (path.parent / name).is_file()]
+    if absent and (unreadable == "stop" or len(absent) == len(names)):
+        shown = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
+        raise ValueError(
+            f"{path} names {len(absent)} of {len(names)} pictures that are not there ({shown}): expected paths from "
+            f"{path.parent}; put them there, or leave them out with --skip-unreadable."
+        )
+    source = _Files(path.parent, names)
+    rows, skipped = _readable(source, path, unreadable)
+    return Pictures(source, rows, skipped=skipped)
 
 
 def split(pictures: Pictures, *, seed: int, share: float = 0.1) -> tuple[Pictures, Pictures]:

@@ -8,12 +8,15 @@ from typing import Any
 from scratchformers.checkpoints.pretrained import Pretrained
 from scratchformers.grid import Size
 from scratchformers.models.bert import BERT
+from scratchformers.models.clip import CLIP
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
+from scratchformers.training.contrastive import PairSettings, prepare_pairs
 from scratchformers.training.labelled import LabelledSettings, prepare_texts, prepare_words
 from scratchformers.training.language import MaskedSettings, prepare_masked, prepare_next_token
 from scratchformers.training.loop import Settings, Task
+from scratchformers.training.pairs import Lines, read_lines
 from scratchformers.training.request import Facts, Request
 from scratchformers.training.vision import ClassSettings, PaintSettings, prepare_classes, prepare_painting
 
@@ -79,6 +82,22 @@ _PAINT = {
     "beta2": 0.95,
     "crop": 0.2,
 }
+# Radford et al. 2021, tables 18 and 19: 32 epochs of 400 million pairs. A caption is as long as the data has them.
+_PAIRS = {
+    "steps": 390625,
+    "batch": 32768,
+    "micro_batch": 256,
+    "lr": 5e-4,
+    "lr_end": 0.0,
+    "warmup": 2000,
+    "weight_decay": 0.2,
+    "beta2": 0.98,
+    "crop": 0.9,
+    "eval_every": 2000,
+    "save_every": 500,
+    "length": 0,
+}
+_LARGE_PAIRS = {**_PAIRS, "lr": 4e-4}
 _SMALL = {"batch": 64, "lr": 2e-3, "warmup": 40, "weight_decay": 0.05, "beta2": 0.98, "steps": 400, **OFTEN}
 RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(
@@ -120,6 +139,17 @@ RECIPES: dict[str, Recipe] = {
         {**_SMALL, "lr": 5e-4, "beta2": 0.95},
         settings=PaintSettings,
     ),
+    "clip": Recipe(
+        CLIP,
+        prepare_pairs,
+        {
+            "tiny": {**_SMALL, "weight_decay": 0.1, "crop": 0.9, "length": 0},
+            **dict.fromkeys(("ViT-B/32", "ViT-B/16", "ViT-S-32", "ViT-B-32", "ViT-B-16"), _PAIRS),
+            **dict.fromkeys(("ViT-L/14", "ViT-L/14@336px", "ViT-L-14", "ViT-H-14"), _LARGE_PAIRS),
+        },
+        {**_SMALL, "lr": 3e-5, "weight_decay": 0.1, "crop": 0.9},
+        settings=PairSettings,
+    ),
     "bert classify": Recipe(BERT, prepare_texts, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
     "bert tokens": Recipe(BERT, prepare_words, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
 }
@@ -160,9 +190,9 @@ def parse(request: Request) -> dict[str, Any]:
     recipe = recipe_of(request.recipe, request.task)
     fields = (*dataclasses.fields(recipe.settings), *dataclasses.fields(recipe.model.config_class))
     kinds: dict[str, Any] = {
-        field.name: field.type for field in fields if field.name not in ("vocab", "classes")
+        field.name: field.type for field in fields if field.name not in ("vocab", "classes", "end")
     }  # the data's
-    readers = {int | None: int, bool: _truth, Size: _size}
+    readers = {int | None: int, bool: _truth, Size: _size, Lines: read_lines}
     kinds = {key: readers.get(kind, kind) for key, kind in kinds.items()}
     parsed = {}
     for key, text in request.given.items():
@@ -171,9 +201,12 @@ def parse(request: Request) -> dict[str, Any]:
         try:
             parsed[key] = kinds[key](text)
         except ValueError:
-            kind = {int: "whole number", _truth: "true or false", _size: "size, like 224 or 224x160"}.get(
-                kinds[key], "number"
-            )
+            kind = {
+                int: "whole number",
+                _truth: "true or false",
+                _size: "size, like 224 or 224x160",
+                read_lines: "file of text in UTF-8",
+            }.get(kinds[key], "number")
             raise ValueError(f"{key}={text} is no {kind}.") from None
     return parsed
 

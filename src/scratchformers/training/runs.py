@@ -37,7 +37,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
     task, data, said = recipe.prepare(request, settings, fields)
-    said = [*said, *freeze(task.model, request.freeze)]
+    said = [*said, *freeze(task.model, request.freeze, head=task.head)]
     facts = {
         "recipe": request.recipe,
         "task": request.task,

@@ -357,7 +357,7 @@ def prepare_classes(
     model, facts = _model(request, settings, fields, ViT, new)
     said += _put_head(model, train.labels)
     set_stochastic_depth(model, settings.drop_path)
-    task = Classes(model.to(request.device), train, valid, settings, _preprocess(request, model))
+    task = Classes(model.to(request.device), train, valid, settings, preprocess_of(request, model))
     return task, facts | _facts(train, valid), said
 
 
@@ -369,7 +369,7 @@ def prepare_painting(
     model, facts = _model(request, settings, fields, MAE, lambda: MAE(MAEConfig(**fields)))
     if model.decoder is None:
         raise ValueError(f"{request.source} has no decoder, so it cannot learn to paint: choose a file that has one.")
-    task = Painting(model.to(request.device), train, valid, settings, _preprocess(request, model))
+    task = Painting(model.to(request.device), train, valid, settings, preprocess_of(request, model))
     return task, facts | _facts(train, valid), said
 
 
@@ -415,7 +415,7 @@ def _put_head(model: Any, labels: Sequence[str]) -> list[str]:
     return []
 
 
-def _preprocess(request: Request, model: Any) -> Preprocess:
+def preprocess_of(request: Request, model: Any) -> Preprocess:
     """The source's own, or for a new model pixels from -1 to 1, the shorter side resized to the model's; it is saved
     with the model."""
     size = height_width(model.config.image)
