@@ -93,7 +93,7 @@ build/docs/lessons/%.html: lessons/%.py $(TEACH)
 	$(BIN)/jupyter nbconvert --log-level WARN --to html $(@:.html=.ipynb)
 
 # The first steps of the committed training runs, on the data they learnt from, which is not committed: DATA is what the
-# benchmark of RUN takes (make replay DATA=input.txt; make replay RUN=novels DATA=folder; RUN="labels sst2", "labels trec").
+# benchmark of RUN takes (make replay DATA=input.txt; make replay RUN=novels DATA=folder; RUN="labels sst2", "labels trec", "pictures fashion").
 RUN ?= tinyshakespeare
 replay: $(USE)
 	$(BIN)/python benchmarks/$(firstword $(RUN)).py $(word 2,$(RUN)) $(DATA) --replay

@@ -55,6 +55,11 @@ def learnt(folder):
     lines = ["| | result | beside it | trained |", "|---|---|---|---|"]
     rows = [_shakespeare(_read(folder / "tinyshakespeare-cpu")), _novels(_read(folder / "novels-bert"))]
     rows += [_labels(_read(folder / f"{name}-minilm"), title) for name, title in (("sst2", "SST-2"), ("trec", "TREC"))]
+    rows += [
+        _small_vit(_read(folder / name), title)
+        for name, title in (("fashion", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
+    ]
+    rows += [_pretrained(_read(folder / "mae-cifar10"))]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -91,6 +96,31 @@ def _labels(found, title):
         f"{minutes:.0f} minutes a seed on one core",
     )
     return f"all-MiniLM-L6-v2 fine-tuned on {title}", result, beside, trained
+
+
+def _small_vit(found, title):
+    run = found["runs"]["scratch"]
+    sizes = f"{run['parameters']:,} parameters, {run['epochs']} epochs, {run['minutes']:.0f} minutes on one shared core"
+    beside = f"held out from training: {run['validation']:.1%}"
+    return f"ViT on {title}, from nothing", f"{run['test']['accuracy']:.1%} of the test pictures", beside, sizes
+
+
+def _pretrained(found):
+    """What an encoder that learnt to paint is worth, beside one that did not."""
+    runs = found["runs"]
+    test = {name: run["test"]["accuracy"] for name, run in runs.items() if "test" in run}
+    probes = {kind: runs["pretrained"][kind]["probe"]["accuracy"] for kind in ("learnt", "random")}
+    tuned = ", ".join(f"{test[f'fine-tuned-{n}']:.1%} after {n} epochs" for n in (5, 20))
+    longest = max((run for run in runs if run.startswith("scratch")), key=lambda run: runs[run]["epochs"])
+    beside = ", ".join(f"{test[f'scratch-{n}']:.1%} after {n}" for n in (5, 20, runs[longest]["epochs"]))
+    title = f"ViT on CIFAR-10, from an MAE's encoder ({runs['pretrained']['epochs']} epochs of painting)"
+    probed = f"its features, by a linear probe: {probes['learnt']:.1%}"
+    return (
+        title,
+        f"{tuned}; {probed}",
+        f"from nothing: {beside}; random features: {probes['random']:.1%}",
+        (f"{runs[longest]['parameters']:,} parameters, {runs['pretrained']['minutes']:.0f} minutes of painting"),
+    )
 
 
 def replaced(text, name, body):

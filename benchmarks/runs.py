@@ -29,7 +29,7 @@ def train(recipe, data, out, settings, seed, *more):
 def score(model, data, *more):
     """What `eval` finds, without the paths."""
     found = json.loads(program("eval", "--model", model, "--data", data, *more, "--json"))
-    return {key: value for key, value in found.items() if key not in ("model", "data")}
+    return {key: value for key, value in found.items() if key not in ("model", "data", "train")}
 
 
 def facts(run):

@@ -966,6 +966,12 @@ def test_the_vocabulary_is_fetched_without_weights(mirror):
     complete(hub.find(NAME))
 
 
+def test_offline_openai_is_not_asked(mirror, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    unusable(f"offline its {MODEL} is not in the cache at", kind=FileNotFoundError)
+    assert mirror.asked() == []
+
+
 def test_without_a_mirror_openai_is_asked(monkeypatch):
     published = openai.MODELS["ViT-B/32"]
     monkeypatch.delenv(download.MIRROR, raising=False)

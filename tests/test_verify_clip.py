@@ -1,5 +1,5 @@
-"""`verify` of CLIP in every layout: with transformers, with open_clip, with what was frozen, and alone. Every planted bug
-makes it fail and name the place, and so does every change of the weights, the config and what goes in."""
+"""`verify` of CLIP in every layout: with transformers, with open_clip, with what was frozen, and alone. Every planted
+bug makes it fail and name the place, and so does every change of the weights, the config and what goes in."""
 
 import importlib.util
 import json
