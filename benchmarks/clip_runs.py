@@ -29,6 +29,7 @@ import runs
 REPLAYED = 20  # steps
 NAMES = "T-shirt|trouser|pullover|dress|coat|sandal|shirt|sneaker|bag|ankle boot"  # Fashion-MNIST's, by their numbers
 PROMPTS = "a photo of a {}.|a grey picture of a {}.|a small photo of a {}.|one {}, worn by nobody."
+WORDS = 6  # keywords of an emoji that are said
 DIGITS = "zero|one|two|three|four|five|six|seven|eight|nine"
 SHARED = {"threads": 1, "lr_end": 0.01, "warmup": 200, "beta2": 0.98}
 TOWERS = {"image_depth": 4, "image_heads": 4, "text_depth": 2, "text_heads": 4, "dim": 64}
@@ -39,6 +40,7 @@ EMOJI = {
     "patch": 8,
     "image_dim": 128,
     "text_dim": 128,
+    "length": 77,  # those held out may be longer than all that are learnt from
     "batch": 256,
     "lr": 1e-3,
     "weight_decay": 0.2,
@@ -70,6 +72,7 @@ PHOTOGRAPHS = {
     "text_depth": 4,
     "text_heads": 4,
     "dim": 128,
+    "length": 77,
     "batch": 450,
     "lr": 5e-4,
     "weight_decay": 0.2,
@@ -107,8 +110,8 @@ class Training:
 
 
 EXPERIMENTS = {
-    "emoji": {"scratch": Training(EMOJI, 1200, 50)},
-    "fashion": {"scratch": Training(FASHION, 6 * 54000 // 128, 54000 // 128)},
+    "emoji": {"scratch": Training(EMOJI, 2000, 100)},
+    "fashion": {"scratch": Training(FASHION, 15 * 54000 // 128, 54000 // 128)},
     "flickr8k": {"scratch": Training(PHOTOGRAPHS, 1500, 50)},
     "steady": {
         "pretrained": Training(DIGIT, 200, 100),
@@ -143,13 +146,14 @@ def pictures_of(source):
 
 
 def emoji(source, target):
-    """Noto emoji on white. To learn from, each with its name, and its name with its keywords; a tenth of all, drawn, is
-    held out, each with the latter."""
+    """Noto emoji on white. To learn from, each with its name, and its name with some keywords; a tenth of all, drawn,
+    is held out, each with the latter."""
     import numpy as np
 
     said = runs.records(source / "captions.jsonl")
     images = np.stack([np.asarray(image) for image in pictures_of(source)])
-    whole = [f"{each['name']}: {', '.join(word.replace('_', ' ') for word in each['keywords'][1:])}" for each in said]
+    words = [", ".join(word.replace("_", " ") for word in each["keywords"][1 : 1 + WORDS]) for each in said]
+    whole = [f"{each['name']}: {more}" for each, more in zip(said, words)]
     held_out = set(random.Random(0).sample(range(len(said)), len(said) // 10))
     train = [i for i in range(len(said)) if i not in held_out]
     test = sorted(held_out)
@@ -224,13 +228,22 @@ def measure(name, source, work, out):
 def scores(training, model, test):
     """What the part held out says: zero-shot where there are classes, else recall."""
     if "names" not in training.settings:
-        return {"test": runs.score(model, test, "--task", "retrieval")}
+        found = runs.score(model, test, "--task", "retrieval")
+        return {"test": found, "test by chance": by_chance(found["pictures"], found["texts"])}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / each for each in ("names.txt", "templates.txt")]
         for file, key in zip(files, ("names", "template")):
             file.write_text(training.settings[key].replace("|", "\n") + "\n", encoding="utf-8")
         how = ["--labels-file", files[0], "--templates", files[1]]
         return {"test": runs.score(model, test, "--task", "zero-shot", *how)}
+
+
+def by_chance(pictures, texts):
+    """Recall of pictures with as many texts each, in a random order."""
+    from scratchformers.training.contrastive import AT, chance
+
+    ways = {"text_to_image": (1, pictures), "image_to_text": (texts // pictures, texts)}
+    return {f"{way}_at_{k}": chance([right], count, k) for way, (right, count) in ways.items() for k in AT}
 
 
 def figures(log):

@@ -45,6 +45,13 @@ WORDS = {
         "on pictures without classes",
         "[`lessons/mae.py`](lessons/mae.py): what is hidden, painted",
     ),
+    "clip": (
+        "CLIP",
+        "[`clip.py`](src/scratchformers/models/clip.py)",
+        "OpenAI's `.pt` files, of which nothing is run, Hugging Face's, open_clip's",
+        "on pictures with captions, or with classes and templates; from nothing or a checkpoint",
+        "[`lessons/clip.py`](lessons/clip.py): pictures and texts in one space",
+    ),
 }
 OTHERS = "| | | | | [einops](lessons/einops.py): the one tool all pages use | |"
 

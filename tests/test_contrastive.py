@@ -286,6 +286,16 @@ def test_every_parameter_gets_a_gradient(data, tmp_path, micro, autocast):
             assert (parameter.grad != 0).float().mean() > 0.9, name
 
 
+def test_cosines_are_compared_in_full_precision(data, tmp_path):
+    """Times 100, bfloat16 would round them to what differs by a half."""
+    task, image, text = task_of(data, tmp_path), unit(8, 12).float(), unit(8, 12, seed=1).float()
+    own = {"rows": torch.arange(8), "texts": task.table[:8, 0]}
+    expected = task._cost(image, text, **own)
+    assert bool(expected.isfinite())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task._cost(image, text, **own), expected)
+
+
 # --- several processes
 
 
@@ -318,14 +328,14 @@ def test_the_temperature_is_clamped_after_each_step(data, tmp_path):
     task = task_of(data, tmp_path)
     task.model.scale.data.fill_(9.0)
     assert task.stepped()["scale"] == pytest.approx(100, rel=1e-5)
-    assert float(task.model.scale) == pytest.approx(HOTTEST)
+    assert float(task.model.scale.detach()) == pytest.approx(HOTTEST)
     task.model.scale.data.fill_(9.0)
     freeze(task.model, ["scale"], head=task.head)
     task.stepped()
-    assert float(task.model.scale) == 9.0, "what is frozen stays"
+    assert float(task.model.scale.detach()) == 9.0, "what is frozen stays"
     records, run = trained(data, tmp_path / "run", given={"steps": "3", "lr": "3.0", "warmup": "0", "clip": "0"})
     assert max(record["scale"] for record in records if "scale" in record) <= 100.001
-    assert float(run.task.model.scale) <= HOTTEST + 1e-6
+    assert float(run.task.model.scale.detach()) <= HOTTEST + 1e-6
 
 
 def test_norms_biases_and_the_scale_do_not_decay(data, tmp_path):
@@ -530,6 +540,18 @@ def test_captions_are_drawn_anew_for_each_epoch_and_follow_from_the_row(data, tm
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert all(int(text) in task.table[row] for row, text in enumerate(drawn[2]))
+
+
+def test_pictures_are_not_mirrored_unless_asked(tmp_path):
+    """A caption may say left or right."""
+    images = np.random.RandomState(0).randint(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, captions=np.array([f"number {i}" for i in range(30)]))
+    for given in ({}, {"flip": True}):
+        task = task_of(tmp_path / "x.npz", tmp_path, **given)
+        batch = task.batch([(0, row) for row in range(12)])
+        plain = [task.preprocess(task.train_pictures.image(int(row))) for row in batch["rows"]]
+        same = sum(torch.allclose(image, each, atol=1e-6) for image, each in zip(batch["images"], plain))
+        assert (same == 12) is (not given)
 
 
 def test_captions_that_stand_with_several_pictures_are_counted(data, tmp_path):
@@ -749,6 +771,8 @@ def test_torn_pictures_are_left_out_with_their_captions(tmp_path):
     records, run = trained(where["data"], tmp_path / "run", valid=where["valid"], given={"skip_unreadable": "true"})
     assert "1.jpg" in records[-1]["sample"]
     assert run.task.measured.rows.tolist() == [0, 2, 3]
+    texts = [run.task.captions.texts[number] for number in run.task._said(run.task.measured)]
+    assert {*texts} == {text for i in (0, 2, 3) for text in (f"number {i}", f"{i} of them")}, "what can be found"
     batch = run.task.batch([(0, 1)])
     assert batch["rows"].tolist() == [2]
     assert int(batch["texts"][0]) in run.task.table[2]

@@ -272,7 +272,7 @@ def test_a_picture_that_would_grow_without_bound_is_refused():
 # --- floats
 
 
-CONSTANTS = [((0.5,) * 3, (0.5,) * 3), IMAGENET, images._CLIP]
+CONSTANTS = [((0.5,) * 3, (0.5,) * 3), IMAGENET, images.CLIP]
 
 
 @pytest.mark.parametrize(("mean", "std"), CONSTANTS)

@@ -396,7 +396,7 @@ def test_a_probe_that_is_none_is_noticed(encoder, tmp_path, monkeypatch, planted
         said = lambda model: f"34 of {sum(p.numel() for p in model.parameters()):,} parameters learn."  # noqa: E731
         monkeypatch.setattr(runs, "freeze", lambda model, parts, **_: [said(model)])
     else:
-        monkeypatch.setattr(loop, "at_rest", lambda model, **_: [])
+        monkeypatch.setattr(loop, "at_rest", lambda model: [])
     with caught():
         check_frozen(tmp_path, encoder)
 

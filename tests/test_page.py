@@ -1,6 +1,7 @@
 """`page`: one file that needs torch and einops alone, with the numbers of the model it was made of."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -55,8 +56,23 @@ for kind in ("ViT", "MAE"):
                 out += [model(images)] if kind == "ViT" else list(model(images, noise=given["noise"]))
 torch.save(out, "out.pt")
 """
+RUN_CLIP = """
+out = []
+for config, weights in torch.load("models.pt"):
+    model = page.CLIP(page.CLIPConfig(**config)).to(torch.float64).eval()
+    model.load_state_dict(weights)
+    for dtype in (torch.float64, torch.float32):
+        model.to(dtype)
+        images, ids = given["images"].to(dtype), given["ids"]
+        with torch.no_grad():
+            out += [model.encode_image(images), model.encode_text(ids), model.encode_text(ids[:1]), model(images, ids)]
+torch.manual_seed(0)
+model = page.CLIP(page.PRESETS["tiny"])
+out += [model.text.token.weight.detach(), model.image.blocks[1].mlp.down.weight.detach()]
+torch.save(out, "out.pt")
+"""
 BLOCKED = {"scratchformers", "jaxtyping", "safetensors", "tokenizers", "huggingface_hub", "matplotlib", "tyro", "rich"}
-BLOCKED |= {"PIL", "timm", "transformers", "torchvision"}
+BLOCKED |= {"PIL", "timm", "transformers", "torchvision", "open_clip", "regex", "ftfy"}
 
 
 def ours(model, ids, keep):
@@ -124,6 +140,62 @@ def test_the_pages_of_pictures_have_the_models_numbers(tmp_path, name):
                 expected += [model(given)] if name == "vit" else list(model(given, noise=noise))
     for found, each in zip(run(RUN_PICTURES, tmp_path), expected, strict=True):
         assert torch.equal(found, each)
+
+
+@pytest.mark.unhooked
+def test_the_page_of_clip_has_the_models_numbers(tmp_path):
+    sizes = {"image": (12, 20), "patch": 4, "image_dim": 20, "image_depth": 2, "image_heads": 5, "vocab": 31}
+    sizes |= {"length": 9, "text_dim": 18, "text_depth": 2, "text_heads": 3, "dim": 11}
+    configs = [sf.CLIPConfig(**sizes), sf.CLIPConfig(**sizes, activation="gelu", end=7, eps=1e-6, text_hidden=23)]
+    ids = torch.randint(8, 30, (4, 9), generator=torch.Generator().manual_seed(1))
+    for row, place in enumerate((2, 8, 5, 3)):
+        ids[row, place], ids[row, place - 1] = (30, 7) if row % 2 else (7, 30)
+    torch.manual_seed(0)
+    models = [sf.CLIP(config).double().eval() for config in configs]
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if name != "scale":
+                torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(3, 3, 12, 20, dtype=torch.float64)
+    assert main(["page", "clip", "--out", str(tmp_path / "page.py")]) == 0
+    torch.save([(vars(model.config), model.state_dict()) for model in models], tmp_path / "models.pt")
+    torch.save({"images": images, "ids": ids}, tmp_path / "given.pt")
+    expected = []
+    for model in models:
+        for dtype in (torch.float64, torch.float32):
+            given = images.to(dtype)
+            model.to(dtype)
+            with torch.no_grad():
+                expected += [model.encode_image(given), model.encode_text(ids), model.encode_text(ids[:1])]
+                expected.append(model(given, ids))
+    torch.manual_seed(0)
+    new = sf.CLIP.from_preset("tiny")
+    expected += [new.text.token.weight, new.image.blocks[1].mlp.down.weight]
+    for found, each in zip(run(RUN_CLIP, tmp_path), expected, strict=True):
+        assert torch.equal(found, each)
+
+
+def test_the_page_of_clip_has_its_sizes_and_leaves_out_its_files():
+    text = page("clip")
+    assert 'model = CLIP(PRESETS["ViT-S-32"]).eval()' in text
+    assert '    "ViT-L/14@336px": {"patch": 14, "image": 336, **_LARGE},' in text
+    assert 'SIZES |= OPENAI | {"tiny": _TINY}' in text
+    assert "def encode_image(self, images):  # images (b, c, y, x) -> (b, d)" in text
+    left_out = ("hidden_act", "vision_model", "resblocks", "Tokenizer", "def sizes", "def resize", "dict[str", "Row")
+    assert not [word for word in left_out if word in text]
+    assert len(text.splitlines()) < 450
+
+
+@pytest.mark.unhooked
+def test_a_page_is_the_same_in_every_process():
+    """Names are gathered from sets, whose order changes."""
+    code = "from scratchformers.insight.page import page; print(page('clip') + page('mae'), end='')"
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+            check=True, capture_output=True, text=True, encoding="utf-8",
+        )  # fmt: skip
+        assert done.stdout == page("clip") + page("mae")
 
 
 def test_pages_of_pictures_leave_out_their_files_and_other_models_checks():
@@ -201,7 +273,7 @@ def test_the_page_follows_its_bricks(tmp_path, monkeypatch):
 
 
 def test_bad_input(tmp_path, capsys):
-    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, gpt2, mae, vit"):
+    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, clip, gpt2, mae, vit"):
         page("gpt5")
     assert main(["page", "gpt2", "--out", str(tmp_path / "missing" / "page.py")]) == 2
     assert "missing" in capsys.readouterr().err

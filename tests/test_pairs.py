@@ -153,6 +153,16 @@ def test_a_picture_that_is_packed_twice_is_one(tmp_path):
     assert colours(pairs) == COLOURS[:2]
 
 
+def test_a_packed_picture_that_is_none_is_left_out_with_its_caption(tmp_path):
+    files = [b"no picture", *(draw(tmp_path / f"{i}.png", i).read_bytes() for i in range(2))]
+    packed = {"data": np.frombuffer(b"".join(files), np.uint8), "offsets": np.cumsum([0, *map(len, files)])}
+    np.savez(tmp_path / "x.npz", **packed, captions=np.array(["none", "red", "green"]))
+    refused(tmp_path / "x.npz", "1 of 3 pictures cannot be read")
+    pairs = read_pairs(tmp_path / "x.npz", unreadable="skip")
+    assert (pairs.captions, len(pairs.skipped)) == ([("red",), ("green",)], 1)
+    assert colours(pairs) == COLOURS[:2]
+
+
 @pytest.mark.parametrize(
     ("captions", "sentence"),
     [

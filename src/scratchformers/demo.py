@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from scratchformers.checkpoints import files
-from scratchformers.tasks import Completer, MaskFiller
+from scratchformers.tasks import Completer, MaskFiller, ZeroShotClassifier
 from scratchformers.training import log
+from scratchformers.training.contrastive import Contrastive
 from scratchformers.training.language import Masked, NextToken
 from scratchformers.training.loop import Run
 from scratchformers.training.request import Request
@@ -207,6 +208,104 @@ visible patches can serve another task: <code>scratchformers train vit --from MO
 <code>scratchformers reconstruct photo.jpg --model runs/painter/model --out panel.png</code>.</p>"""
 
 
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = ("{left} left of {right}", "{right} right of {left}", "{left} then {right}")
+SIDES = {"image": "8x16", "patch": "4", "channels": "1", "image_dim": "64", "text_dim": "48", "batch": "128"}
+SIDES |= {"crop": "1"}  # a square of such a picture would lack a side
+QUERIES = ("three left of eight", "nine right of zero", "two then five")  # the last is of a pair it never saw
+
+
+def clip(out: Path, show: Callable[[Run], None]) -> str:
+    """A tiny CLIP on pictures of two handwritten digits each, and captions that name them; of the hundred pairs, twenty
+    are in neither."""
+    if (datasets := _datasets()) is None:
+        return _missing("CLIP")
+    digits = datasets.load_digits()
+    data, valid, folder = out / "data" / "pairs.npz", out / "data" / "unseen-pairs.npz", out / "clip"
+    images, pairs = _side_by_side(digits, slice(None, -360), 6000)
+    learnt, (unseen, asked) = ~_kept_back(pairs), _side_by_side(digits, slice(-360, None), 1000)
+    for path, some, each in ((data, images[learnt], pairs[learnt]), (valid, unseen, asked)):
+        _pack(path, some, captions=np.array([[_say(wording, pair) for wording in WORDINGS] for pair in each]))
+    _remove_earlier(folder, data)
+    print("CLIP learns which caption belongs to which picture.")
+    run, _ = open_run(Request("clip", folder, data, valid, given=SIDES))
+    task, settings, began = run.task, run.settings, time.monotonic()
+    assert isinstance(task, Contrastive)
+    show(run)
+    best = max((r for r in log.read(folder / "log.jsonl") if "valid_loss" in r), key=lambda r: r["valid_recall"])
+    chance, config = task.baselines, task.model.config
+    model = ZeroShotClassifier.from_pretrained(folder / "model")
+    album = [Image.fromarray(image) for image in unseen]
+    right, never = _chosen(model, album) == (asked * (10, 1)).sum(1), _kept_back(asked)
+    facts = {
+        "pictures": f"{learnt.sum():,} of two digits side by side, in 80 of the 100 pairs there are, each with "
+        f"{len(WORDINGS)} captions; {len(unseen):,} of digits that it never saw, in all pairs",
+        "model": f"{sum(p.numel() for p in task.model.parameters()):,} parameters, {config.image_depth} blocks that "
+        f"read pictures and {config.text_depth} that read texts",
+        "training": f"{settings.steps} steps of {settings.batch} pictures and captions, "
+        f"{time.monotonic() - began:.0f} seconds on {run.device} with {settings.threads} threads",
+        "finds": f"for {best['valid_image_to_text@1']:.1%} of the pictures a right caption, of 300; for "
+        f"{best['valid_text_to_image@1']:.1%} of the captions a right picture, of {len(unseen):,}; chance "
+        f"{chance['chance_image_to_text@1']:.1%} and {chance['chance_text_to_image@1']:.1%}",
+        "zero-shot": f"asked which of the 100 pairs it is, {right[~never].mean():.1%} right where the pair was among "
+        f"those learnt, {right[never].mean():.1%} where it was not; chance 1 %",
+    }
+    return f"""<h2>CLIP</h2>
+<p>It read pictures and captions, one part of it these and the other those, and learnt which belongs to which. Nobody
+gave it classes: what it is asked to tell apart is written down afterwards.</p>
+{_table(facts)}
+<p>{_picture(folder / "loss.png", "The loss over the steps of training")}</p>
+<h3>Digits it never saw, and the caption it finds for them</h3>
+<p>{_picture(_last_drawn(folder), "Pictures and the captions found for them")}</p>
+<h3>Texts, and the five pictures it finds for them</h3>
+<p>{_picture(_search(model, album, folder / "search.png"), "Texts and the pictures found for them")}</p>
+<p>No caption and no picture that it learnt from was of two, then five. The trained model is
+<code>{html.escape(str(folder / "model"))}</code>. Your own pictures, with a list of captions:
+<code>scratchformers train clip --data captions.tsv --out runs/pairs</code>, then
+<code>scratchformers classify photo.jpg --labels "a cat, a dog" --model runs/pairs/model</code>.</p>"""
+
+
+def _side_by_side(digits: Any, which: slice, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of two of these digits (count, 8, 16), and which ones they show (count, 2)."""
+    levels, names = np.rint(digits.images[which] * (255 / 16)).astype(np.uint8), digits.target[which]
+    drawn = np.random.RandomState(0).randint(len(names), size=(count, 2))
+    return np.concatenate([levels[drawn[:, 0]], levels[drawn[:, 1]]], axis=2), names[drawn]
+
+
+def _kept_back(pairs: np.ndarray) -> np.ndarray:
+    """Whether pairs (n, 2) are among the twenty that are not learnt: two for each digit on either side."""
+    return np.isin((pairs[:, 1] - pairs[:, 0]) % 10, (3, 6))
+
+
+def _say(wording: str, pair: Sequence[int]) -> str:
+    return wording.format(left=NAMES[pair[0]], right=NAMES[pair[1]])
+
+
+def _chosen(model: ZeroShotClassifier, album: Sequence[Image.Image]) -> np.ndarray:
+    """Of all hundred pairs the number that suits each picture best."""
+    labels = [_say(WORDINGS[0], divmod(number, 10)) for number in range(100)]
+    answers = model(album, labels, templates=["{}"], top=1)
+    return np.array([labels.index(answer[0].label) for answer in answers])
+
+
+def _search(model: ZeroShotClassifier, album: Sequence[Image.Image], path: Path) -> Path:
+    """Draws the pictures found for the QUERIES."""
+    from matplotlib.figure import Figure
+
+    index = model.index((str(i), image) for i, image in enumerate(album))
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for row, (query, matches) in enumerate(zip(QUERIES, model.search(index, QUERIES, top=5))):
+        for column, match in enumerate(matches):
+            axes = figure.add_subplot(len(QUERIES), 5, 5 * row + column + 1)
+            axes.imshow(np.asarray(album[int(match.picture)]), cmap="gray", interpolation="nearest")
+            axes.set_title(query if column == 2 else "", fontsize=9)
+            axes.axis("off")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    files.write_bytes(path, content.getvalue())
+    return path
+
+
 def _datasets() -> Any:
     """scikit-learn's, or None where it is not installed."""
     try:
@@ -285,4 +384,4 @@ def _picture(path: Path, what: str) -> str:
     return f'<img alt="{what}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2, bert, vit, mae)
+SECTIONS: tuple[Callable[[Path, Callable[[Run], None]], str], ...] = (gpt2, bert, vit, mae, clip)

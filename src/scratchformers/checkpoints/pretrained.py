@@ -293,6 +293,7 @@ class Pretrained(nn.Module):
             for stale in {
                 *files.ASSETS,
                 *files.VOCABULARIES[1],
+                files.CLIP_MERGES,
                 files.MODULES,
                 files.SENTENCE,
                 files.PROMPTS,

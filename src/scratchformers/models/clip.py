@@ -61,7 +61,7 @@ class ImageTower(Tower):
         self.class_token, self.position = (nn.Parameter(torch.zeros(1, tokens, dim)) for tokens in (1, 1 + patches))
         self.first_norm = nn.LayerNorm(dim, eps=config.eps)
 
-    def forward(self, images: grid.Pixels) -> Float[Tensor, "b c"]:
+    def forward(self, images: grid.Pixels) -> Float[Tensor, "b d"]:
         x = self.patches(images)
         x = self.first_norm(torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.position)
         for block in self.blocks:
@@ -75,7 +75,7 @@ class TextTower(Tower):
         self.token = nn.Embedding(config.vocab, config.text_dim)
         self.position = nn.Embedding(config.length, config.text_dim)
 
-    def forward(self, ids: Int[Tensor, "b t"], end: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
+    def forward(self, ids: Int[Tensor, "b t"], end: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
         """Of texts that end at the places `end`: what stands after them is not computed."""
         if len(ids) and not torch.compiler.is_compiling():
             ids = ids[:, : int(end.max()) + 1]
@@ -101,12 +101,12 @@ class CLIP(Pretrained):
         self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # of cosines, as a logarithm
         clip.initialise(self)
 
-    def encode_image(self, images: grid.Pixels) -> Float[Tensor, "b c"]:
+    def encode_image(self, images: grid.Pixels) -> Float[Tensor, "b d"]:
         """Features as published, not normalised. ValueError for pictures of another size than `config.image`."""
         grid.check_pictures(images, self.config.image, self.config.channels)
         return self.image(images)
 
-    def encode_text(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b c"]:
+    def encode_text(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b d"]:
         """Features as published, not normalised. ValueError for a text that is too long, or has no end."""
         check_texts(ids, self.config.length, self.config.end)
         last = ids if self.config.end is None else (ids == self.config.end).int()
@@ -163,7 +163,7 @@ def unread(published: Published) -> CLIPConfig:
 
 
 shapes = partial(clip.sizes, rows=OF_OPENAI)
-# OpenAI's files and open_clip's are saved as transformers', which open_clip reads too.
+# OpenAI's files and open_clip's are saved as transformers', which open_clip itself does not read.
 openai = partial(Layout, rows=OF_OPENAI, write=clip.write, holds=lambda config: False, preprocess=clip.prepare)
 CLIP.layouts = (
     Layout(

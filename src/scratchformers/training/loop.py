@@ -221,12 +221,12 @@ def _parts(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(name.partition(".")[0] if block is None else block[0][:-1] for name, block in found))
 
 
-def at_rest(model: nn.Module, *, head: tuple[str, ...] = (HEAD,)) -> list[nn.Module]:
+def at_rest(model: nn.Module) -> list[nn.Module]:
     """The modules that stay in evaluation mode (no dropout) while the others learn, so that what is kept is used as it
     was learnt: those whose parameters are all frozen, and where only the head learns, everything else."""
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if all(name.startswith(head) for name in learning):
-        return [module for path, module in model.named_modules() if not f"{path}.".startswith(head)]
+    if all(name.startswith(HEAD) for name in learning):
+        return [module for path, module in model.named_modules() if not f"{path}.".startswith(HEAD)]
     frozen = []
     for module in model.modules():
         own = [parameter.requires_grad for parameter in module.parameters()]
@@ -301,7 +301,7 @@ class Run:
         self.task, self.settings, self.folder, self.title = task, settings, folder, title
         self.device = next(task.model.parameters()).device
         self.optimizer = make_optimizer(task.model, settings)
-        self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model, head=task.head)
+        self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler = Sampler(task.rows, seed=settings.seed)
         self.step, self.best = (
