@@ -1292,7 +1292,8 @@ assert same_best["scale without its exponential"] == 1
 #
 # Each says how you can check your answer yourself. Change a copy of the cell and run what follows it.
 #
-# 1. **One way only.** Train with the rows' half of the loss. *Check:* text@1, picture@1, and the gap of section 12.
+# 1. **One way only.** Train with the rows' half of the loss. *Check:* text@1, picture@1 and the gap of section 12 are
+#    about the same here. With what data would picture@1 suffer? *Hint:* the table of two pictures in section 7.
 # 2. **Without a temperature.** Fix the scale at 1, then at 100. *Hint:* `requires_grad_(False)`. *Check:* with 1 the
 #    loss stays above `floor(80, 1.0)`; and recall?
 # 3. **Ten classes.** Train on single digits, each batch drawn at random, with captions like "three". *Check:* the loss
@@ -1302,11 +1303,11 @@ assert same_best["scale without its exponential"] == 1
 # 5. **Batches of 16.** Draw 16 of the 80 combinations for each step, and take five times as many steps. *Check:* which
 #    of the figures of section 10 suffers most: those of combinations, or those of turned captions?
 # 6. **A bag of words.** Take the text tower's positions and its mask away. *Check:* `LEFT_OF` and `RIGHT_OF` can no
-#    longer be told from their mirror images, of which the vectors are the same to the last bits.
+#    longer be told from their mirror images: the vectors are the same, to the last bits.
 # 7. **The end at the beginning.** Put the class token of BERT in front of the text and take off the mask. *Hint:* now
 #    the filling needs one. *Check:* is it better, and what must be computed for a text of five words?
-# 8. **A little GELU.** Train with GELU from the beginning. *Check:* it is as good; and each model is worse with the
-#    other's activation than with its own.
+# 8. **The other GELU.** Train with GELU from the beginning. *Check:* it is as good. Then give each model the other's
+#    activation: how many blocks must a tower have until recall falls?
 # 9. **The other way.** Search the captions of all hundred pairs in all wordings by a picture. *Check:* the six captions
 #    that say the same should come first; how many of the six best do?
 #
