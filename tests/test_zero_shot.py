@@ -527,10 +527,11 @@ def test_a_text_finds_its_picture(published, monkeypatch, rows):
 
 
 def test_of_equal_pictures_the_earlier_comes_first(monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 4)
-    index = sf.PictureIndex(np.ones((10, 3), np.float32), "abcdefghij", "")
-    (found,) = index.search(np.ones((1, 3), np.float32), top=7)
-    assert "".join(each.picture for each in found) == "abcdefg"
+    monkeypatch.setattr(pairs, "ROWS", 90)
+    vectors = np.tile(np.float32([[1, 0], [0, 1]]), (100, 1))
+    index = sf.PictureIndex(vectors, [f"{i:03}" for i in range(200)], "")
+    (found,) = index.search(np.float32([[1, 0]]), top=120)
+    assert [int(each.picture) for each in found] == [*range(0, 200, 2), *range(1, 41, 2)]
 
 
 def cosines_of_raw_vectors(patch):

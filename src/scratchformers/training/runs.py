@@ -10,6 +10,7 @@ import torch
 
 from scratchformers import __version__
 from scratchformers.checkpoints import files
+from scratchformers.checkpoints.vision import as_config
 from scratchformers.training.documents import HUB, hub_parts
 from scratchformers.training.loop import Run, Settings, freeze
 from scratchformers.training.recipes import configure, parse, recipe_of
@@ -36,6 +37,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
     threads = settings.threads or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     settings = dataclasses.replace(settings, threads=threads)
+    fields = {name: as_config(value) for name, value in fields.items()}
     task, data, said = recipe.prepare(request, settings, fields)
     said = [*said, *freeze(task.model, request.freeze, head=task.head)]
     facts = {
