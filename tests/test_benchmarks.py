@@ -135,7 +135,7 @@ def test_the_readmes_figures_are_what_the_scripts_write():
 
     read = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))  # noqa: E731
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    speed = [read(name) for name in ("cpu.json", "bert-cpu.json", "vision-cpu.json")]
+    speed = [read(name) for name in ("cpu.json", "bert-cpu.json", "vision-cpu.json", "clip-cpu.json")]
     assert report.replaced(readme, "speed", report.tables(speed)) == readme
     assert report.replaced(readme, "embed", report.embedded(read("embed-cpu.json"))) == readme
     assert report.replaced(readme, "learnt", report.learnt(ROOT / "benchmarks" / "results")) == readme
