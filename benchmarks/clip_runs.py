@@ -13,11 +13,8 @@ results/clip-NAME; of Flickr8k, which may not be published, neither captions nor
 
 import argparse
 import csv
-import io
-import itertools
 import json
 import math
-import os
 import random
 import tempfile
 from dataclasses import dataclass, field
@@ -132,26 +129,13 @@ def parts_of(name, source, target):
     return (emoji if name == "emoji" else photographs)(source, target)
 
 
-def pictures_of(source):
-    """The encoded pictures of images.npz, on white."""
-    import numpy as np
-    from PIL import Image
-
-    packed = np.load(source / "images.npz")
-    data, offsets = packed["data"], packed["offsets"]
-    for start, stop in itertools.pairwise(offsets):
-        image = Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGBA")
-        plain = Image.new("RGBA", image.size, "white")
-        yield Image.alpha_composite(plain, image).convert("RGB")
-
-
 def emoji(source, target):
     """Noto emoji on white. To learn from, each with its name, and its name with some keywords; a tenth of all, drawn,
     is held out, each with the latter."""
     import numpy as np
 
     said = runs.records(source / "captions.jsonl")
-    images = np.stack([np.asarray(image) for image in pictures_of(source)])
+    images = np.stack([np.asarray(image) for image in runs.on_white(source)])
     words = [", ".join(word.replace("_", " ") for word in each["keywords"][1 : 1 + WORDS]) for each in said]
     whole = [f"{each['name']}: {more}" for each, more in zip(said, words)]
     held_out = set(random.Random(0).sample(range(len(said)), len(said) // 10))
@@ -172,7 +156,7 @@ def photographs(source, target):
     with (source / "captions.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             said[row["image"]].append(row["caption"])
-    images = pictures_of(source)
+    images = runs.on_white(source)
     for part, some in (("train", names[:900]), ("test", names[900:])):
         (target / part).mkdir()
         lines = "".join(json.dumps({"path": name, "caption": said[name]}) + "\n" for name in some)
@@ -291,21 +275,14 @@ def draw(name, out, logs):
 
 def replay(name, source, out):
     """The first steps of the committed runs again; those that begin with another's model need that model."""
-    os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS="1")
-    from scratchformers.training.request import Request
-    from scratchformers.training.runs import open_run
-
     committed = runs.records(out / "log.jsonl")
     for run, training in EXPERIMENTS[name].items():
         if training.source:
             continue
         expected = [r["loss"] for r in committed if r["run"] == run and "loss" in r][:REPLAYED]
-        with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as data:
             train, _ = parts_of(name, source, Path(data))
-            given = {key: str(value) for key, value in {**training.all_settings(), "seed": 0}.items()}
-            opened, _ = open_run(Request("clip", Path(folder) / "run", train, given=given))
-            losses = [record["loss"] for record, _ in zip((r for r in opened if "loss" in r), range(REPLAYED))]
-        runs.compare(run, losses, expected)
+            runs.compare(run, runs.first_losses("clip", train, training.all_settings(), REPLAYED), expected)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ CIFAR-10, whose licence is unclear, neither pictures nor weights are kept.
 """
 
 import argparse
-import io
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -123,25 +121,22 @@ def parts_of(name, source, target):
 
 def animals(source, target):
     """Noto emoji of animals, on white."""
-    import numpy as np
-    from PIL import Image
-
-    packed = np.load(source / "images.npz")
-    data, offsets = packed["data"], packed["offsets"]
-    said = runs.records(source / "captions.jsonl")
-    for i, each in enumerate(said):
+    for i, (each, image) in enumerate(zip(runs.records(source / "captions.jsonl"), runs.on_white(source))):
         if each["group"] == ANIMALS:
-            image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]].tobytes())).convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            Image.alpha_composite(white, image).convert("RGB").save(target / f"{i:04}.png")
+            image.save(target / f"{i:04}.png")
     return target
 
 
-def run_of(work, name, run):
-    """Where a run lies; scratch runs that two experiments share lie once."""
-    training = EXPERIMENTS[name][run]
-    shared = {"mae-cifar10": "cifar10"}.get(name, name) if training == EXPERIMENTS["cifar10"]["scratch"] else name
-    return work / shared / ("scratch" if shared != name else run)
+def shared_by(name, run):
+    """The experiment whose run this is: scratch runs that two experiments share are done, and kept, once."""
+    own = EXPERIMENTS["cifar10"]["scratch"]
+    return ("cifar10", "scratch") if name == "mae-cifar10" and EXPERIMENTS[name][run] == own else (name, run)
+
+
+def log_of(out, name, run):
+    """Where the log of a run is kept."""
+    kept, as_run = shared_by(name, run)
+    return out.parent / kept / f"{as_run}.jsonl"
 
 
 def measure(name, source, work, out):
@@ -150,12 +145,12 @@ def measure(name, source, work, out):
     with tempfile.TemporaryDirectory() as folder:
         train, test = parts_of(name, source, Path(folder))
         for run, training in EXPERIMENTS[name].items():
-            place = run_of(work, name, run)
-            begin = ["--from", run_of(work, name, training.source) / "model"] if training.source else []
+            place = work.joinpath(*shared_by(name, run))
+            begin = ["--from", work / name / training.source / "model"] if training.source else []
             resume = ["--resume"] if (place / "config.json").is_file() else []
             runs.train(training.recipe, train, place, training.all_settings(), 0, *begin, *resume)
             log = [{k: v for k, v in record.items() if k != "sample"} for record in runs.records(place / "log.jsonl")]
-            runs.write_records(out / f"{run}.jsonl", log)
+            runs.write_records(log_of(out, name, run), log)
             found[run] = scores(training, place / "model", train, test, log)
             facts = runs.facts(place)
             found[run] |= {"parameters": facts["parameters"], "settings": training.all_settings()}
@@ -206,7 +201,7 @@ def draw(name, out, found):
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for run, facts in found.items():
-        log = runs.records(out / f"{run}.jsonl")
+        log = runs.records(log_of(out, name, run))
         key = "valid_accuracy" if facts["validation"] is not None else "valid_loss"
         points = [(record["step"], record[key]) for record in log if key in record]
         if key == "valid_loss" and len(found) > 1:
@@ -231,20 +226,15 @@ def panels(train, run, out):
 
 def replay(name, source, out):
     """The first steps of the committed runs again; those that begin with another's model need that model."""
-    os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS="1")
-    from scratchformers.training.request import Request
-    from scratchformers.training.runs import open_run
-
     for run, training in EXPERIMENTS[name].items():
         if training.source:
             continue
-        expected = [record["loss"] for record in runs.records(out / f"{run}.jsonl") if "loss" in record][:REPLAYED]
-        with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as folder:
+        log = runs.records(log_of(out, name, run))
+        expected = [record["loss"] for record in log if "loss" in record][:REPLAYED]
+        with tempfile.TemporaryDirectory() as data:
             train, _ = parts_of(name, source, Path(data))
-            given = {key: str(value) for key, value in {**training.all_settings(), "seed": 0}.items()}
-            opened, _ = open_run(Request(training.recipe, Path(folder) / "run", train, given=given))
-            losses = [record["loss"] for record, _ in zip((r for r in opened if "loss" in r), range(REPLAYED))]
-        runs.compare(run, losses, expected)
+            found = runs.first_losses(training.recipe, train, training.all_settings(), REPLAYED)
+        runs.compare(run, found, expected)
 
 
 if __name__ == "__main__":

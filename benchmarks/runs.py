@@ -1,10 +1,13 @@
 """What the long trainings share: the program as a user calls it, and what their results say of where they ran."""
 
+import io
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import harness
@@ -48,6 +51,31 @@ def minutes(log):
     """Of training, by the median step, for these machines are shared."""
     seconds = [record["seconds"] for record in log if "seconds" in record]
     return round(statistics.median(seconds) * len(seconds) / 60, 1)
+
+
+def on_white(source):
+    """The pictures packed in images.npz: `data`, their encoded bytes, and `offsets`. What is transparent is white."""
+    import numpy as np
+    from PIL import Image
+
+    packed = np.load(source / "images.npz")
+    data, offsets = packed["data"], packed["offsets"]
+    for start, stop in itertools.pairwise(offsets):
+        image = Image.open(io.BytesIO(data[start:stop].tobytes())).convert("RGBA")
+        plain = Image.new("RGBA", image.size, "white")
+        yield Image.alpha_composite(plain, image).convert("RGB")
+
+
+def first_losses(recipe, data, settings, count):
+    """Of a run begun anew, here and now. Threads are fixed before torch is loaded, as `train` does."""
+    os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS=str(settings["threads"]))
+    from scratchformers.training.request import Request
+    from scratchformers.training.runs import open_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        given = {key: str(value) for key, value in {**settings, "seed": 0}.items()}
+        opened, _ = open_run(Request(recipe, Path(folder) / "run", data, given=given))
+        return [record["loss"] for record, _ in zip((r for r in opened if "loss" in r), range(count))]
 
 
 def compare(name, losses, expected, *, bound=1e-3):

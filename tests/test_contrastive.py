@@ -715,8 +715,8 @@ def valid_captions(run):
     [
         ({"data": None}, "nothing to train on: pass --data"),
         ({"given": {"batch": "1"}}, "batch is 1: expected at least 2 pairs"),
-        ({"given": {"template": "a photo"}}, "has no place for a name: expected {} once"),
-        ({"given": {"template": "{} {}"}}, "has no place for a name: expected {} once"),
+        ({"given": {"template": "a photo"}}, "has not one slot for a label: expected {} once"),
+        ({"given": {"template": "{} {}"}}, "has not one slot for a label: expected {} once"),
         ({"given": {"template": "a {}"}}, "has captions of its own: leave it out"),
         ({"given": {"names": "red"}}, "There is one name, 'red'"),
         ({"given": {"names": "red|red"}}, "Two names are 'red'"),

@@ -214,6 +214,16 @@ def refused(*said, kind=OSError, **options):
         assert part in message, message
 
 
+def test_a_repository_with_open_clips_files_alone_is_loaded(fake, tmp_path):
+    theirs, cfg = clip_reference.open_clip()
+    place = clip_reference.save_open_clip(theirs, cfg, tmp_path / "theirs", safe=True, interpolation="bilinear")
+    fake.commit({path.name: path.read_bytes() for path in place.iterdir()})
+    found, expected = load(fake).state_dict(), sf.load(place, dtype=DTYPE).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert sf.load_preprocess(fake.repo).interpolation == "bilinear"
+
+
 # --- what is asked for, and how often
 
 

@@ -151,6 +151,17 @@ def test_what_is_random_about_a_picture_follows_from_its_epoch_and_row(data, tmp
     assert not torch.equal(other.batch([(0, 4)])["images"], again["images"])
 
 
+def test_a_crop_has_about_the_shape_that_the_model_reads(tmp_path):
+    """Of pictures twice as wide as high no rectangle from 3:4 to 4:3 holds nine tenths: both sides were always lost."""
+    columns = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], (16, 32, 3))
+    np.savez(tmp_path / "wide.npz", images=np.stack([columns] * 20), labels=[0, 1] * 10)
+    fields = {"image": (8, 16), "patch": 4, "dim": 8, "depth": 1, "heads": 1}
+    request = Request("vit", tmp_path / "run", tmp_path / "wide.npz")
+    task, _, _ = prepare_classes(request, settings(ClassSettings, crop=0.9, flip=False), fields)
+    seen = task.batch([(epoch, row) for epoch in range(5) for row in range(10)])["images"][:, 0]
+    assert (seen[..., -1] - seen[..., 0]).min() > 0.8 * 2, "of the whole range from -1 to 1"
+
+
 def test_what_is_expected_is_what_is_read(data, tmp_path):
     task, examples = task_of(data, tmp_path, crop=0.3), [(0, i) for i in range(20)]
     plain = task.batch(examples)

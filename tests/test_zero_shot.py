@@ -128,7 +128,7 @@ def unnormalised_pictures(patch):
 
 
 def unnormalised(patch):
-    patch.setattr(pairs, "_unit_features", lambda x: x)
+    patch.setattr(pairs, "unit", lambda x: x)
 
 
 def templates_averaged_raw(patch):

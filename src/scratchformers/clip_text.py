@@ -19,12 +19,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
+from scratchformers.checkpoints.files import CLIP_MERGES
 from scratchformers.text import END, Text, TextTokenizer, check_length, written_out
 
 START = "<|startoftext|>"
 WORD_END = "</w>"
 MERGES = 49_152 - 256 - 2  # those OpenAI takes of the 262,144 in its file; bytes come twice, so ids are 49,408
-PUBLISHED = "bpe_simple_vocab_16e6.txt.gz"
+SLOT = "{}"  # of a template, in which a label becomes a text: where the label goes
 LARGEST = 1 << 25  # bytes read of that file, which unpacks to 3 MB
 KNOWN, LONG = 1 << 16, 64  # words whose ids are kept, and the longest of them
 
@@ -36,6 +37,14 @@ ALPHABET = (*LETTERS, *(letter + WORD_END for letter in LETTERS))
 
 # ASCII that repair and entities leave as it is: without `&`, and of control characters white space only.
 PLAIN = re.compile(r"[\t\n\f\r -%'-~]*")
+
+
+def check_template(template: Any) -> str:
+    """The same; ValueError unless a label has one place in it."""
+    if not isinstance(template, str) or template.count(SLOT) != 1:
+        expected = f"expected {SLOT} once in it, as 'a photo of {SLOT}.'"
+        raise ValueError(f"The template {template!r} has not one slot for a label: {expected}.")
+    return template
 
 
 def clean(text: str) -> str:
@@ -164,11 +173,11 @@ def openai_clip_bpe(file: Path) -> CLIPTokenizer:
         with gzip.open(file) as stream:
             lines = _lines(stream.read(LARGEST))
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is truncated, or no gzip of text ({error}): fetch {PUBLISHED} again.") from None
+        raise ValueError(f"{file} is truncated, or no gzip of text ({error}): fetch {CLIP_MERGES} again.") from None
     merges = _pairs(lines[: MERGES + 1], file)
     ids = _numbered(merges)
     if len(ids) != (expected := len(ALPHABET) + MERGES + 2):
-        raise ValueError(f"{file} makes {len(ids)} tokens: expected the {expected} of {PUBLISHED}; fetch it again.")
+        raise ValueError(f"{file} makes {len(ids)} tokens: expected the {expected} of {CLIP_MERGES}; fetch it again.")
     return CLIPTokenizer(ids, merges)
 
 
@@ -207,11 +216,9 @@ def _of_tokenizer_json(file: Path) -> CLIPTokenizer:
 
 def is_clips(folder: Path, files: Sequence[Path] | None) -> bool:
     """Whether these files of a vocabulary, or what else stands in the folder, are of this kind: merges end words."""
-    merges = [path for path in files or () if path.name in ("merges.txt", PUBLISHED)]
+    merges = [path for path in files or () if path.name in ("merges.txt", CLIP_MERGES)]
     if merges:
-        return (
-            merges[0].name == PUBLISHED or WORD_END in merges[0].read_text(encoding="utf-8", errors="replace")[:10_000]
-        )
+        return merges[0].name == CLIP_MERGES or WORD_END.encode() in merges[0].read_bytes()[:10_000]
     said = folder / "tokenizer.json"
     return (
         not files
@@ -222,7 +229,7 @@ def is_clips(folder: Path, files: Sequence[Path] | None) -> bool:
 
 def _check_exists(file: Path) -> None:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: expected vocab.json and merges.txt, or {PUBLISHED}.")
+        raise FileNotFoundError(f"{file} does not exist: expected vocab.json and merges.txt, or {CLIP_MERGES}.")
 
 
 def _lines(content: bytes) -> list[str]:

@@ -211,7 +211,6 @@ visible patches can serve another task: <code>scratchformers train vit --from MO
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDINGS = ("{left} left of {right}", "{right} right of {left}", "{left} then {right}")
 SIDES = {"image": "8x16", "patch": "4", "channels": "1", "image_dim": "64", "text_dim": "48", "batch": "128"}
-SIDES |= {"crop": "1"}  # a square of such a picture would lack a side
 QUERIES = ("three left of eight", "nine right of zero", "two then five")  # the last is of a pair it never saw
 
 

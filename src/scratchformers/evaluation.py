@@ -20,10 +20,11 @@ from torch import Tensor
 
 from scratchformers import grid
 from scratchformers.generate import evaluating
-from scratchformers.heads import TokenClassify
+from scratchformers.heads import TokenClassify, unit
 from scratchformers.images import Preprocess
 from scratchformers.painting import check_hiding, check_paints
 from scratchformers.tasks import DualEncoder, ZeroShotClassifier
+from scratchformers.tasks.vectors import finite
 from scratchformers.text import TextTokenizer, check_fits
 from scratchformers.training.contrastive import AT, Captions, fits, ranks
 from scratchformers.training.data import to_stream
@@ -338,20 +339,13 @@ def evaluate_retrieval(
         found.append(encoder.image_features(images))
     own = [pairs.captions[row] for row in kept]
     captions = Captions(encoder.tokenizer, [text for each in own for text in each], limit=limit, truncate=truncate)
-    image, text = _unit(torch.cat(found)), _unit(encoder.id_features(captions.ids))
+    image, text = (unit(finite(each).cpu()) for each in (torch.cat(found), encoder.id_features(captions.ids)))
     table, rows, texts = captions.table(own), torch.arange(len(image)), torch.arange(len(text))
     to_image = ranks(text, image, lambda some: fits(table, rows, some).T)
     to_text = ranks(image, text, lambda some: fits(table, some, texts))
     ways = {"text_to_image": to_image, "image_to_text": to_text}
     shares: Any = {f"{way}_at_{k}": float((places < k).double().mean()) for way, places in ways.items() for k in AT}
     return RetrievalScore(**shares, pictures=len(image), texts=len(text))
-
-
-def _unit(features: Tensor) -> Tensor:
-    features = F.normalize(features.to("cpu", torch.promote_types(features.dtype, torch.float32)), dim=-1)
-    if not features.isfinite().all():
-        raise ValueError("The vectors are not finite: the model's weights hold NaN, or overflow.")
-    return features
 
 
 def evaluate_painting(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -23,6 +24,11 @@ def mean(x: Float[Tensor, "b t d"], keep: Keep = None) -> Float[Tensor, "b d"]:
     if keep is None:
         return x.mean(1)
     return clear_padding(x, keep).sum(1) / keep.sum(-1, keepdim=True).clamp(min=1)
+
+
+def unit(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """Of length 1, in float32 at least: what cosines are taken of."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 class Classify(nn.Module):

@@ -53,7 +53,11 @@ def find(
     if not re.fullmatch(r"(?!.*\.\.)\w[\w./+@=-]*", revision):
         raise ValueError(f"revision={revision!r} is none: expected a branch, a tag or a commit.")
     repo = _resolve(str(source), revision, local_files_only)
-    found = [repo.get(name) for name in ("config.json", files.GENERATION, *files.ASSETS)]
+    config, of_open_clip = files.CONFIGS
+    found = [
+        repo.get(config) or repo.get(of_open_clip),
+        *(repo.get(name) for name in (files.GENERATION, *files.ASSETS)),
+    ]
     if not all(repo.get(name) for name in files.VOCABULARIES[0]):
         found += [repo.get(name) for name in files.VOCABULARIES[1]]
     if weights and (modules := repo.get(files.MODULES)):
@@ -94,6 +98,8 @@ def _fetch_weights(repo: "_Repo") -> bool:
     """One form of the weights, and all its shards. One that the hub has not is found missing when they are read."""
     for name in files.WEIGHTS:
         if path := repo.get(name):
+            if name in files.OPEN_CLIP:
+                repo.get(files.CONFIGS[1])
             shards = sorted(set(files.read_index(path).values())) if name.endswith(files.INDEX) else []
             missing = [shard for shard in shards if repo.get(shard) is None]
             return repo.online or not missing

@@ -89,11 +89,12 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, local_fil
 
 def _respelt(folder: Path, paths: tuple[Path, ...] | None) -> Callable[..., TextTokenizer] | None:
     """What makes the tokeniser of a model for which no tokenizer.json says all, if the folder holds one of these."""
-    published, said = read_config(folder), is_clips(folder, paths)
-    kinds = {"clip"} if said and not published else {published.get("model_type")}
-    kinds |= {"open_clip"} if "model_cfg" in published else set()
+    published = read_config(folder)
+    said = "open_clip" if "model_cfg" in published else published.get("model_type")
+    if not published and is_clips(folder, paths):
+        said = "clip"
     layouts = (layout for kind in CLASSES for layout in kind.layouts)
-    return next((layout.tokenizer for layout in layouts if layout.respelt and layout.model_type in kinds), None)
+    return next((layout.tokenizer for layout in layouts if layout.respelt and layout.model_type == said), None)
 
 
 def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenizer]:

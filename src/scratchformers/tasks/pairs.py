@@ -6,28 +6,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.lib import format as npy
 from torch import Tensor
 
 from scratchformers import models
 from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import fingerprint
+from scratchformers.clip_text import SLOT, check_template
 from scratchformers.generate import evaluating
+from scratchformers.heads import unit
 from scratchformers.images import Preprocess
 from scratchformers.models.clip import CLIP
 from scratchformers.tasks.pictures import Picture, _is_one, _Seeing, _several
 from scratchformers.tasks.texts import BATCH_TOKENS, Label, SentenceEncoder, Track
+from scratchformers.tasks.vectors import finite, write_rows, write_vectors
 from scratchformers.text import TextTokenizer, check_belongs, check_fits, padded
 
 CHUNK_TEXTS = 1024  # read at once, so that those of like lengths come together
 ROWS = 2**16  # of an index, compared with at once
 KEPT = 8  # sets of labels whose vectors are kept
-SLOT = "{}"  # of a template: where the label goes
 # Ours: a label may stand in them with its article and without.
 TEMPLATES = (
     "a photo of {}.",
@@ -54,12 +54,7 @@ def read_templates(given: Templates | None) -> tuple[str, ...]:
         found = _lines(Path(given)) if isinstance(given, str | Path) else list(given)
     if not found:
         raise ValueError(f"There are no templates: expected one or more, as {TEMPLATES[0]!r}.")
-    for each in found:
-        if not isinstance(each, str) or each.count(SLOT) != 1:
-            raise ValueError(
-                f"The template {each!r} has not one slot for a label: expected {SLOT} once in it, as {TEMPLATES[0]!r}."
-            )
-    return tuple(found)
+    return tuple(check_template(each) for each in found)
 
 
 def _imagenet() -> list[str]:
@@ -188,12 +183,10 @@ class DualEncoder(_Seeing):
     ) -> int:
         """The vectors of all texts, in their order, into a .npy file, float32 (n, dim), which appears when it is
         complete; returns how many there are. `track` is told of texts that can be gone through twice."""
-        found: Iterable[tuple[int, np.ndarray]] = self.stream_texts(texts, normalize=normalize, truncate=truncate)
+        found = self.stream_texts(texts, normalize=normalize, truncate=truncate)
         if iter(texts) is not texts:
             found = track(found, -(-sum(1 for _ in texts) // CHUNK_TEXTS))
-        counts: list[int] = []
-        files.write_atomically(Path(path), lambda file: counts.append(write_rows(file, found, self.model.config.dim)))
-        return counts[0]
+        return write_vectors(Path(path), found, self.model.config.dim)
 
     def text_features(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """(n, dim), as published, in the model's dtype."""
@@ -273,33 +266,13 @@ class DualEncoder(_Seeing):
 
 
 def _array(features: Tensor, normalize: bool) -> np.ndarray:
-    features = features.float()
-    if not features.isfinite().all():
-        raise ValueError("The vectors are not finite: the model's weights hold NaN, or overflow.")
-    return (F.normalize(features, dim=-1) if normalize else features).cpu().numpy()
+    features = finite(features.float())
+    return (unit(features) if normalize else features).cpu().numpy()
 
 
 def _check_some(names: Sequence[str]) -> None:
     if not names:
         raise ValueError("There are no pictures to index: expected one or more.")
-
-
-def write_rows(path: Path, vectors: Iterable[tuple[int, np.ndarray]], dim: int) -> int:
-    """Vectors (b, dim), as they come, into a .npy file, float32 (n, dim), and returns n. The header says it last."""
-    count = 0
-    with path.open("wb") as file:
-        begin = _header(file, count, dim)
-        for _, some in vectors:
-            file.write(some.astype("<f4").tobytes())
-            count += len(some)
-        file.seek(0)
-        assert _header(file, count, dim) == begin  # numpy leaves room for a number that grows
-    return count
-
-
-def _header(file: BinaryIO, count: int, dim: int) -> int:
-    npy.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, dim)})
-    return file.tell()
 
 
 def beside(path: Path) -> str:
@@ -409,7 +382,7 @@ class ZeroShotClassifier(DualEncoder):
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """(b, labels): cosines of prepared pictures with vectors of `encode_labels`, times the model's scale."""
         scale = self.model.scale.detach().to(labels.dtype).exp()
-        return scale * _unit_features(self.image_features(images)) @ labels.T
+        return scale * unit(self.image_features(images)) @ labels.T
 
     def encode_labels(
         self,
@@ -444,19 +417,14 @@ class ZeroShotClassifier(DualEncoder):
 
     def _ensemble(self, names: Sequence[str], slots: Sequence[str], truncate: bool) -> Tensor:
         texts = [slot.replace(SLOT, name) for name in names for slot in slots]
-        vectors = _unit_features(self.text_features(texts, truncate=truncate)).unflatten(0, (len(names), len(slots)))
-        return _unit_features(vectors.mean(1))
+        vectors = unit(self.text_features(texts, truncate=truncate)).unflatten(0, (len(names), len(slots)))
+        return unit(vectors.mean(1))
 
 
 def _state(tower: Any) -> tuple[tuple[int, int], ...]:
     """Another after a weight was changed in its place, or replaced."""
     weights = tower.parameters()
     return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
-
-
-def _unit_features(features: Tensor) -> Tensor:
-    """Of length 1, in float32 at least."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def load_encoder(

@@ -19,6 +19,7 @@ from scratchformers.checkpoints import files, hub
 from scratchformers.checkpoints.pretrained import fingerprint
 from scratchformers.generate import Decoding, Sampling, check_room, evaluating
 from scratchformers.heads import TokenClassify, first, mean
+from scratchformers.tasks.vectors import write_vectors
 from scratchformers.text import Text, TextTokenizer, check_belongs, check_fits, check_segments, padded
 
 DEFAULT_NEW_TOKENS = 64
@@ -427,17 +428,9 @@ class SentenceEncoder(_Encoder):
         `texts` are gone through twice. ValueError if they cannot be."""
         if iter(texts) is texts:
             raise ValueError("texts can be gone through once only, and are counted first: pass a list.")
-        count = sum(1 for _ in texts)
-
-        def fill(temporary: Path) -> None:
-            shape = (count, self.model.config.dim)
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            for start, vectors in track(self.stream(texts, truncate=truncate), -(-count // CHUNK_TEXTS)):
-                array[start : start + len(vectors)] = vectors
-            array.flush()
-
-        files.write_atomically(Path(path), fill)
-        return count
+        batches = -(-sum(1 for _ in texts) // CHUNK_TEXTS)
+        found = track(self.stream(texts, truncate=truncate), batches)
+        return write_vectors(Path(path), found, self.model.config.dim)
 
     def _encode(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
         """Long texts first, those of like lengths together, in batches of about as many tokens."""

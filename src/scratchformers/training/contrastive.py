@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from scratchformers.checkpoints import hub
 from scratchformers.checkpoints.pretrained import fingerprint
-from scratchformers.clip_text import train_clip_bpe
+from scratchformers.clip_text import check_template, train_clip_bpe
+from scratchformers.heads import unit
 from scratchformers.images import Preprocess
 from scratchformers.models.clip import CLIP, CLIPConfig
 from scratchformers.text import TextTokenizer, check_fits, padded
 from scratchformers.training.data import generator
 from scratchformers.training.loop import Arithmetic, Batch
-from scratchformers.training.pairs import SLOT, Lines, Pairs, mentioned, prompts_of, read_pairs, split_pairs
+from scratchformers.training.pairs import Lines, Pairs, mentioned, prompts_of, read_pairs, split_pairs
+from scratchformers.training.pictures import said_left_out
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Facts, Request
 from scratchformers.training.sources import copied, tokenizer_of
 from scratchformers.training.vision import Example, OnPictures, PictureSettings, preprocess_of
@@ -58,8 +60,8 @@ class PairSettings(PictureSettings):
         super().__post_init__()
         if self.batch < 2:
             raise ValueError(f"batch is {self.batch}: expected at least 2 pairs, for one is told from the others.")
-        if without := [each for each in self.template.split("\n") if each and each.count(SLOT) != 1]:
-            raise ValueError(f"The template {without[0]!r} has no place for a name: expected {SLOT} once in it.")
+        for each in self.templates:
+            check_template(each)
         names = self.names.split("\n")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Two names are {twice[0]!r}: expected each once.")
@@ -297,11 +299,11 @@ class Contrastive(OnPictures):
 
     def image(self, model: Any, images: Tensor) -> Features:
         with self.kernel(images):
-            return _unit(model.encode_image(images))
+            return unit(model.encode_image(images))
 
     def text(self, model: Any, ids: Tensor) -> Features:
         with self.kernel(ids):
-            return _unit(model.encode_text(ids))
+            return unit(model.encode_text(ids))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         features = self.image(model, batch["images"]), self.text(model, batch["ids"])
@@ -450,11 +452,6 @@ class Contrastive(OnPictures):
         return figure
 
 
-def _unit(features: Tensor) -> Features:
-    """Of length 1, in float32 at least."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-
-
 # --- a run
 
 
@@ -504,8 +501,7 @@ def _pairs(request: Request, settings: PairSettings) -> tuple[Pairs, Pairs, list
         raise ValueError(
             "There is one picture to validate on, and nothing to tell it from: give more pictures, or others (--valid)."
         )
-    names = f"{len(skipped)} pictures could not be read and are left out: {', '.join(skipped)}."
-    return train, valid, [names] if skipped else []
+    return train, valid, said_left_out(skipped)
 
 
 def _tokenizer(request: Request, train: Pairs, most: int) -> TextTokenizer:

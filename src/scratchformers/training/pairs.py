@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from scratchformers.clip_text import SLOT
 from scratchformers.training.documents import string
 from scratchformers.training.labelled import read_rows
 from scratchformers.training.pictures import LISTS, SHOWN, Pictures, listed_pictures, read_pictures, split
@@ -22,7 +23,6 @@ from scratchformers.training.pictures import LISTS, SHOWN, Pictures, listed_pict
 LISTED = ("captions.tsv", "captions.csv", "captions.jsonl")  # in a folder of pictures
 COLUMNS = {"path": "path", "caption": "caption"}  # what a column is to us, and its name unless told
 CAPTIONS = "captions"  # what an .npz file calls them
-SLOT = "{}"  # of a template: where the name of a class goes
 TEMPLATE = "a photo of a {}."  # section 3.1.4 of CLIP's paper
 FORMS = (
     f"a folder of pictures with {', '.join(LISTED[:-1])} or {LISTED[-1]}, such a list, an .npz file with pictures and "

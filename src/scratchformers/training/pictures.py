@@ -166,6 +166,11 @@ def listed_pictures(path: Path, names: Sequence[str], *, unreadable: Literal["st
     return Pictures(source, rows, skipped=skipped)
 
 
+def said_left_out(names: Sequence[str]) -> list[str]:
+    """A sentence on pictures that could not be read, where there are some."""
+    return [f"{len(names)} pictures could not be read and are left out: {', '.join(names)}."] if names else []
+
+
 def split(pictures: Pictures, *, seed: int, share: float = 0.1) -> tuple[Pictures, Pictures]:
     """Those to train on and a `share` held out, at least one, drawn from each class by its size; every class keeps one
     to train on. ValueError if there are too few."""

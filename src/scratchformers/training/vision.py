@@ -34,7 +34,7 @@ from scratchformers.models.vit import ViT, ViTConfig
 from scratchformers.training import augment
 from scratchformers.training.data import generator
 from scratchformers.training.loop import Batch, Settings, Task
-from scratchformers.training.pictures import Pictures, read_pictures, split
+from scratchformers.training.pictures import Pictures, read_pictures, said_left_out, split
 from scratchformers.training.reading import class_numbers, held_out_noise
 from scratchformers.training.request import Facts, Request
 from scratchformers.training.sources import copied
@@ -150,10 +150,11 @@ class OnPictures(Task):
         image, found = self._decoded(row)
         height, width = self.size
         if settings.crop < 1:
-            how = self.preprocess.interpolation
+            how, shape = self.preprocess.interpolation, width / height  # about that of what the model reads
             image = augment.random_resized_crop(
-                image, (width, height), draw, scale=(settings.crop, 1.0), interpolation=how
-            )
+                image, (width, height), draw, scale=(settings.crop, 1.0), ratio=(shape * 3 / 4, shape * 4 / 3),
+                interpolation=how,
+            )  # fmt: skip
         else:
             image = self.preprocess.pixels(image)
         image = augment.random_shift(image, settings.shift, draw) if settings.shift else image
@@ -234,8 +235,7 @@ class OnPictures(Task):
 
     def left_out(self) -> str:
         """What could not be read so far."""
-        names = sorted(self.unreadable)
-        return f"{len(names)} pictures could not be read and are left out: {', '.join(names)}" if names else ""
+        return "".join(said_left_out(sorted(self.unreadable)))
 
 
 class Classes(OnPictures):
@@ -386,8 +386,7 @@ def _pictures(request: Request, settings: PictureSettings, *, labelled: bool) ->
     else:
         valid = read_pictures(request.valid, **how)
         skipped = [*skipped, *valid.skipped]
-    names = f"{len(skipped)} pictures could not be read and are left out: {', '.join(skipped)}."
-    return train, valid, [names] if skipped else []
+    return train, valid, said_left_out(skipped)
 
 
 def _model(
