@@ -32,8 +32,12 @@ def measure(model, arguments):
                 seconds, memory = harness.in_processes(row, folder, rounds=arguments.rounds)
             else:
                 same = {"device": arguments.device, "quick": arguments.quick}
-                seconds = harness.in_turns(row, folder, rounds=arguments.rounds, **same)
-                memory = {} if arguments.quick else harness.peaks(model, row, folder, count=arguments.threads, **same)
+                alone = {"count": arguments.threads, **same}
+                if row.apart:
+                    seconds, memory = harness.apart(model, row, folder, rounds=arguments.rounds, **alone)
+                else:
+                    seconds = harness.in_turns(row, folder, rounds=arguments.rounds, **same)
+                    memory = {} if arguments.quick else harness.peaks(model, row, folder, **alone)
             memory = {"peak MiB": {side: round(size) for side, size in memory.items()}} if memory else {}
             what = row.quick if arguments.quick and row.quick else row.what
             found.append({"model": model, "row": row.name, "what": what, **harness.ratio(seconds), **memory})

@@ -38,10 +38,23 @@ work(); print(json.dumps(harness.peak({device!r})))
 """
 
 
+TURNS = """
+import sys, time, json, harness, {module}
+harness.threads({threads})
+work, answer = getattr({module}, {name!r})({folder!r}, {side!r}, {device!r}, {quick!r})
+print(json.dumps(answer()), flush=True)
+for _ in sys.stdin:
+    harness.wait({device!r}); began = time.perf_counter()
+    work()
+    harness.wait({device!r}); print(json.dumps([time.perf_counter() - began, harness.peak({device!r})]), flush=True)
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """Work done in one process, ours and theirs in turns: `work(folder, side, device, quick)` gives a function that is
-    timed and one that gives the answer to compare. Or, if there is `code`, work of a new process for each round: a
+    timed and one that gives the answer to compare; `apart`, each side in a process that stays, where the process itself
+    is part of the work, as how it holds memory. Or, if there is `code`, work of a new process for each round: a
     program for each side, which may leave an `answer`."""
 
     name: str
@@ -49,6 +62,7 @@ class Row:
     quick: str = ""
     work: Callable[..., tuple[Callable[[], Any], Callable[[], Any]]] | None = None
     code: dict[str, str] | None = None
+    apart: bool = False
 
 
 def threads(count: int) -> None:
@@ -110,6 +124,36 @@ def in_turns(row: Row, folder: str, *, rounds: int, device: str = "cpu", quick: 
     return seconds
 
 
+def apart(
+    module: str, row: Row, folder: str, *, rounds: int, count: int, device: str = "cpu", quick: bool = False
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """What `in_turns` does, each side in a process of its own that waits for its turn; and the most memory it held."""
+    assert row.work is not None
+    same = {"module": module, "name": row.work.__name__, "folder": folder, "device": device, "quick": quick}
+    sides = {side: _python(filled(TURNS, side=side, threads=count, **same), stdin=subprocess.PIPE) for side in SIDES}
+    try:
+        demand_equal(row.name, *(_said(sides[side]) for side in SIDES))
+        seconds, memory = {side: [] for side in SIDES}, {}
+        for i in range(-1, rounds):
+            for side in SIDES[:: 1 if i % 2 else -1]:
+                sides[side].stdin.write("\n")
+                sides[side].stdin.flush()
+                took, memory[side] = _said(sides[side])
+                seconds[side] += [took] if i >= 0 else []
+    finally:
+        for process in sides.values():
+            process.kill()
+            process.communicate()
+    return seconds, memory
+
+
+def _said(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    if not (line := process.stdout.readline()):
+        raise SystemExit(process.communicate()[1])
+    return json.loads(line)
+
+
 def in_processes(row: Row, folder: str, *, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds that each program took within its process, and the most memory it held."""
     assert row.code is not None
@@ -131,13 +175,24 @@ def peaks(module: str, row: Row, folder: str, *, device: str, quick: bool, count
 
 
 def child(code: str, **values: Any) -> Any:
-    """What a new Python prints, read as JSON; {name} and {name!r} in its code stand for the values."""
+    """What a new Python prints, read as JSON."""
+    process = _python(filled(code, **values))
+    printed, complaint = process.communicate()
+    if process.returncode:
+        raise SystemExit(complaint)
+    return json.loads(printed) if printed else None
+
+
+def filled(code: str, **values: Any) -> str:
+    """{name} and {name!r} in the code stand for the values."""
     for key, value in values.items():
         code = code.replace("{" + key + "!r}", repr(value)).replace("{" + key + "}", str(value))
-    done = subprocess.run([sys.executable, "-c", HIDE + code], env=CHILD, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout) if done.stdout else None
+    return code
+
+
+def _python(code: str, **pipes: Any) -> subprocess.Popen[str]:
+    same = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", HIDE + code], env=CHILD, **same, **pipes)
 
 
 def ratio(seconds: dict[str, list[float]]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ IMPORT = {
 
 
 def ours(folder, device):
+    """As `train` has it: its process keeps the memory that a step gave back."""
+    from scratchformers.training.memory import keep_freed_memory
+
+    keep_freed_memory()
     model = vit.ours(folder, device)
     for parameter in model.parameters():  # copied out of the file, as `train --from` makes it
         parameter.data = parameter.data.clone()
@@ -122,8 +126,8 @@ def recipe(dim, depth, heads, decoder_dim, decoder_depth, decoder_heads):
 
 def facebook(folder, side, device, quick):
     images, noise = given(device, quick)
-    model = ours(folder, device)
     if side == "ours":
+        model = ours(folder, device)
         return stepping(model, lambda: model(images, noise=noise).loss, quick)
     vit.torchvision()
     from scratchformers.checkpoints import tables
@@ -131,12 +135,15 @@ def facebook(folder, side, device, quick):
 
     layout = next(one for one in model.layouts if one.rows is OF_FACEBOOK)
     theirs = recipe(768, 12, 12, 512, 8, 16).to(device)
+    model = vit.ours(folder, device)
     theirs.load_state_dict(tables.save(layout, model.state_dict(), model.config))
     return stepping(theirs, lambda: theirs(images, noise), quick)
 
 
 ROWS = [
     harness.Row("import", "what a program with MAE imports, torch included", code=IMPORT),
-    harness.Row("transformers", "a pre-training step on 8 pictures", "a step on 2 pictures", transformers),
-    harness.Row("facebook", "the same beside facebook's recipe", "the same beside facebook's recipe", facebook),
+    harness.Row("transformers", "a pre-training step on 8 pictures", "a step on 2 pictures", transformers, apart=True),
+    harness.Row(
+        "facebook", "the same beside facebook's recipe", "the same beside facebook's recipe", facebook, apart=True
+    ),
 ]

@@ -1,5 +1,6 @@
 """The benchmarks' own rules. What they measure is not a test's business: no test here reads a clock."""
 
+import importlib
 import json
 
 import gpt2
@@ -64,6 +65,36 @@ def test_unequal_answers_of_processes_are_never_reported():
     )
     assert [len(values) for values in seconds.values()] == [2, 2]
     assert set(memory) == {"ours", "theirs"}
+
+
+PLANTED = """
+def work(folder, side, device, quick):
+    def note():
+        with open(folder + "/log", "a", encoding="utf-8") as log:
+            log.write(side + " ")
+    return note, lambda: [1.0, side if quick else "same"]
+
+def fails(folder, side, device, quick):
+    raise ValueError("nothing to do")
+"""
+
+
+@pytest.mark.unhooked
+def test_sides_apart_take_turns_too(tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(PLANTED, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    planted = importlib.import_module("planted")
+    row = harness.Row("planted", "", work=planted.work, apart=True)
+    seconds, memory = harness.apart("planted", row, str(tmp_path), rounds=3, count=1)
+    assert {side: len(values) for side, values in seconds.items()} == {"ours": 3, "theirs": 3}
+    log = (tmp_path / "log").read_text(encoding="utf-8").split()
+    assert log == ["ours", "theirs", "theirs", "ours"] * 2
+    assert set(memory) == {"ours", "theirs"}
+    with pytest.raises(SystemExit, match="planted: the answers differ"):
+        harness.apart("planted", row, str(tmp_path), rounds=1, count=1, quick=True)
+    with pytest.raises(SystemExit, match="nothing to do"):
+        harness.apart("planted", harness.Row("f", "", work=planted.fails), str(tmp_path), rounds=1, count=1)
 
 
 def small(folder, side, device, quick):

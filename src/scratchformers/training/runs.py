@@ -13,6 +13,7 @@ from scratchformers.checkpoints import files
 from scratchformers.checkpoints.vision import as_config
 from scratchformers.training.documents import HUB, hub_parts
 from scratchformers.training.loop import Run, Settings, freeze
+from scratchformers.training.memory import keep_freed_memory
 from scratchformers.training.recipes import configure, parse, recipe_of
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Request
 
@@ -36,6 +37,7 @@ def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]
         settings, fields = recipe.settings(**saved["settings"]), saved["model"]
     threads = settings.threads or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     settings = dataclasses.replace(settings, threads=threads)
     fields = {name: as_config(value) for name, value in fields.items()}
     task, data, said = recipe.prepare(request, settings, fields)
