@@ -288,7 +288,7 @@ def test_the_picture_names_the_method_the_texts_and_their_cosines(source, photo)
     figure = found.figure()
     titles = [axes.get_title() for axes in figure.axes[:3]]
     cosines = [f"cosine {each:.3f}" for each in found.data["cosine"]]
-    assert titles == ["as it is seen", f"a cat\n{cosines[0]}", f"a dog\n{cosines[1]}"]
+    assert titles == ["the part that is seen", f"a cat\n{cosines[0]}", f"a dog\n{cosines[1]}"]
     assert figure.axes[3].get_ylabel() == "relevance of a patch for the text\n(Chefer et al. 2021)"
     assert [each.get_text() for each in figure.texts] == ["Where a text is seen: photo.png"] or (
         figure.get_suptitle() == "Where a text is seen: photo.png"

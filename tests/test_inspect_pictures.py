@@ -191,7 +191,7 @@ def test_the_drawing_keeps_the_shape_of_the_picture_and_the_place_of_its_patches
     picture, maps = Image.new("RGB", (640, 427)), [np.arange(6.0).reshape(2, 3), np.ones((2, 3))]
     figure = drawings.over_picture(picture, maps, names=["a", "b"], label="share", title="$no mathematics$")
     panels = figure.axes[:3]
-    assert [axes.get_title() for axes in panels] == ["as it is seen", "a", "b"]
+    assert [axes.get_title() for axes in panels] == ["the part that is seen", "a", "b"]
     for axes, values in zip(panels[1:], maps):
         grey, heat = axes.images
         assert heat.get_extent() == grey.get_extent() == [0, 640, 427, 0], "the first row at the top"

@@ -44,7 +44,8 @@ class Complete:
     """
 
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    """A checkpoint: a folder written by `train` or by transformers, a file of weights, or an id of the Hugging Face
+    hub."""
     text: Annotated[Positional[str | None], arg(metavar="TEXT")] = None
     """What to continue. It is printed as it is written."""
     file: Annotated[Path | None, arg(metavar="PATH")] = None
@@ -143,7 +144,8 @@ class Fill:
     text: Annotated[Positional[str], arg(metavar="TEXT")]
     """A text with [MASK] where a word is hidden, once or more; or the path of a UTF-8 file with one a line."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    """A checkpoint: a folder written by `train` or by transformers, a file of weights, or an id of the Hugging Face
+    hub."""
     top: int = 5
     """How many tokens to show for each place."""
     truncate: bool = False
@@ -343,8 +345,8 @@ class Classify:
     """A text; or the path of a UTF-8 file with one a line. For a model that reads pictures: one, several, or a folder,
     list or packed file of them, as `train vit --data` takes."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint with a head that knows labels, or a CLIP: a folder, or an id of the Hugging Face hub. Whether it
-    reads texts or pictures, it says itself."""
+    """A checkpoint with a head that knows labels, or a CLIP: a folder, a file of weights, or an id of the Hugging Face
+    hub. Whether it reads texts or pictures, it says itself."""
     labels: Annotated[str | None, arg(metavar="A, B, ...")] = None
     """Of a CLIP: what to choose from, two labels or more, parted by commas. The shares of all sum up to 1."""
     labels_file: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -453,7 +455,7 @@ class Reconstruct:
     picture: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE", help_behavior_hint="")]
     """A picture; or several, or a folder of them: each becomes a row."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint of an MAE with its decoder: a folder, or an id of the Hugging Face hub."""
+    """A checkpoint of an MAE with its decoder: a folder, a file of weights, or an id of the Hugging Face hub."""
     out: Annotated[Path, arg(metavar="FILE")]
     """Where to draw: .png, .svg or .pdf."""
     mask: Annotated[float, arg(metavar="PART")] = 0.75
@@ -769,7 +771,8 @@ class Eval:
     """
 
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    """A checkpoint: a folder written by `train` or by transformers, a file of weights, or an id of the Hugging Face
+    hub."""
     data: Annotated[str, arg(metavar="PATH")]
     """What `train --data` takes for the task; each document of text is scored by itself. For lambada and hellaswag, a
     file of JSON lines. For a model of pictures a folder, list or packed file, with classes unless they are to be
@@ -1182,7 +1185,8 @@ class Inspect:
     given: Annotated[Positional[str], arg(metavar="TEXT|PICTURE")]
     """What the model is to read: a text, or for a model of pictures a file."""
     model: Annotated[str, arg(metavar="SOURCE")]
-    """A checkpoint: a folder written by `train` or by transformers, or an id of the Hugging Face hub."""
+    """A checkpoint: a folder written by `train` or by transformers, a file of weights, or an id of the Hugging Face
+    hub."""
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """The picture: .png, .svg or .pdf."""
     texts: Annotated[UseAppendAction[tuple[str, ...]], arg(name="text", metavar="TEXT")] = ()

@@ -152,7 +152,7 @@ def over_picture(
     most = max(float(np.quantile(each, 0.995)) for each in maps) or 1.0
     scale, extent = ScalarMappable(Normalize(0, most), cmap="inferno"), (0, width, height, 0)
     panels[0, 0].imshow(picture, extent=extent)
-    panels[0, 0].set_title("as it is seen", fontsize=9)
+    panels[0, 0].set_title("the part that is seen", fontsize=9)
     for axes, values, name in zip(panels.flat[1:], maps, names):
         axes.imshow(picture.convert("L"), extent=extent, cmap="gray", vmin=-90, vmax=345)
         shares = (values / most).clip(0, 1)
