@@ -60,6 +60,7 @@ def learnt(folder):
         for name, title in (("fashion", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
     ]
     rows += [_pretrained(_read(folder / "mae-cifar10"))]
+    rows += [_zero_shot(_read(folder / "clip-fashion")), _retrieval(_read(folder / "clip-emoji"))]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -121,6 +122,36 @@ def _pretrained(found):
         f"from nothing: {beside}; random features: {probes['random']:.1%}",
         (f"{runs[longest]['parameters']:,} parameters, {runs['pretrained']['minutes']:.0f} minutes of painting"),
     )
+
+
+def _zero_shot(found):
+    run = found["runs"]["scratch"]
+    result = f"{run['test']['accuracy']:.1%} of the test pictures by prompts, zero-shot"
+    return (
+        "CLIP on Fashion-MNIST and prompts, from nothing",
+        result,
+        f"chance: {run['chance']['accuracy']:.0%}",
+        _size(run),
+    )
+
+
+def _retrieval(found):
+    run = found["runs"]["scratch"]
+    test, chance = (
+        {
+            way: ", ".join(f"{run[part][f'{way}_at_{k}']:.1%}" for k in (1, 5, 10))
+            for way in ("text_to_image", "image_to_text")
+        }
+        for part in ("test", "test by chance")
+    )
+    result = (
+        f"of held-out emoji, recall at 1, 5, 10: {test['text_to_image']} by text; {test['image_to_text']} by picture"
+    )
+    return "CLIP on Noto emoji and their names, from nothing", result, f"chance: {chance['text_to_image']}", _size(run)
+
+
+def _size(run):
+    return f"{run['parameters']:,} parameters, {run['minutes']:.0f} minutes on one shared core"
 
 
 def replaced(text, name, body):

@@ -66,7 +66,7 @@ def on_white(source):
         yield Image.alpha_composite(plain, image).convert("RGB")
 
 
-def first_losses(recipe, data, settings, count):
+def first_losses(recipe, data, settings, count, **more):
     """Of a run begun anew, here and now. Threads are fixed before torch is loaded, as `train` does."""
     os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS=str(settings["threads"]))
     from scratchformers.training.request import Request
@@ -74,7 +74,7 @@ def first_losses(recipe, data, settings, count):
 
     with tempfile.TemporaryDirectory() as folder:
         given = {key: str(value) for key, value in {**settings, "seed": 0}.items()}
-        opened, _ = open_run(Request(recipe, Path(folder) / "run", data, given=given))
+        opened, _ = open_run(Request(recipe, Path(folder) / "run", data, given=given, **more))
         return [record["loss"] for record, _ in zip((r for r in opened if "loss" in r), range(count))]
 
 

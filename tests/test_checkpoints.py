@@ -255,7 +255,7 @@ def test_a_tensor_under_two_names_is_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "llama"}, "says model_type 'llama': expected one of bert, clip, gpt2"),
+        ({"model_type": "llama"}, "says model_type 'llama': expected one of bart, bert, clip, gpt2"),
         ({"activation_function": "gelu"}, "activation_function 'gelu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
         ({"n_inner": 100}, "h.0.mlp.c_fc.weight has shape [39, 156], expected [39, 100]"),

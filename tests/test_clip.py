@@ -335,6 +335,7 @@ def test_presets_of_openai_have_its_activation_and_the_same_sizes():
         ("coca_ViT-B-32", "multimodal_cfg"),
         ("roberta-ViT-B-32", "hf_model_name 'roberta-base'"),
         ("convnext_base", "timm_model_name 'convnext_base'"),
+        ("RN50-quickgelu", r"layers \[3, 4, 6, 3\], those of a ResNet"),
     ],
 )
 def test_what_open_clip_has_beside_clip_is_refused(name, expected):

@@ -25,6 +25,7 @@ from torch import nn
 
 import scratchformers as sf
 from scratchformers.clip_text import train_clip_bpe
+from scratchformers.evaluation import evaluate_zero_shot
 from scratchformers.training import contrastive, log
 from scratchformers.training.contrastive import (
     HEAD,
@@ -38,6 +39,7 @@ from scratchformers.training.contrastive import (
     ranks,
 )
 from scratchformers.training.loop import Arithmetic, evaluate, freeze, make_optimizer
+from scratchformers.training.pictures import read_pictures
 from scratchformers.training.recipes import RECIPES
 from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
@@ -675,6 +677,31 @@ def test_classes_are_told_by_their_prompts(tmp_path):
     assert guesses.tolist() == [0, 1, 2] * 4
     assert {*task.captions.texts} == {f"{a}{name}{b}" for name in ("dark", "grey", "light")
                                       for a, b in (("a photo of a ", "."), ("the ", " one"))}  # fmt: skip
+
+
+def test_a_model_asks_as_it_was_taught(data, learnt, tmp_path):
+    """By templates of its own, which are the only ones it has read, and, `_` for a space, by the names it has read."""
+    folder = tmp_path / "data"
+    with np.load(classes(tmp_path / "x.npz")) as held:
+        for i, (image, label) in enumerate(zip(held["images"], held["labels"])):
+            place = folder / ("very_dark", "rather_grey", "quite_light")[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i}.png")
+    given = {"steps": "6", "batch": "30", "channels": "1", "template": "this is {}|{} it is, or so they say"}
+    records, _ = trained(folder, tmp_path / "run", given=given, valid=folder)
+    own = sf.ZeroShotClassifier.from_pretrained(tmp_path / "run" / "model")
+    assert own.model.config.length < 30, "too few for templates of other words"
+    pictures, templates = read_pictures(folder), ["this is {}", "{} it is, or so they say"]
+    found = evaluate_zero_shot(own, pictures)
+    best = [record for record in records if record.get("best")][-1]
+    assert 0 < found.accuracy == pytest.approx(best["valid_accuracy"])
+    labels = ["very dark", "rather grey", "quite light"]
+    assert torch.equal(own.encode_labels(labels), own.encode_labels(labels, templates=templates))
+    assert not torch.equal(own.encode_labels(labels), own.encode_labels(labels, templates="this is {}"))
+    assert "templates" not in sf.load(learnt).published["scratchformers"], "captions are not made of classes"
+    own.model.published["scratchformers"] = {"templates": "a file {}"}
+    with pytest.raises(ValueError, match="in the template 'a "):
+        own.encode_labels(labels)
 
 
 def test_prompts_of_a_class_are_one_mean(tmp_path):

@@ -1,10 +1,13 @@
 """`export` of CLIP: what transformers loads, whatever layout it came in, and a card that says how to use it."""
 
+import dataclasses
 import json
 import re
+from pathlib import Path
 
 import clip_reference
 import numpy as np
+import open_clip
 import pytest
 import torch
 import transformers
@@ -13,7 +16,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import scratchformers as sf
+from scratchformers.checkpoints.clip import read_open_clip, write_open_clip
+from scratchformers.checkpoints.pretrained import spelt_out
 from scratchformers.cli import main
+from scratchformers.clip_text import openai_clip_bpe
+from scratchformers.images import Preprocess
+from scratchformers.insight.export import OPENAIS, WORDS
 
 SIZES = ["image=16", "patch=4", "image_dim=20", "image_heads=5", "image_depth=2", "text_dim=18", "text_heads=3"]
 SIZES += ["text_depth=1", "dim=11", "steps=6", "eval_every=3", "batch=4", "threads=1", "crop=0.6"]
@@ -102,6 +110,93 @@ def test_transformers_loads_a_run_whole_and_says_the_same(run, tmp_path):
     with torch.no_grad():
         scores = theirs(input_ids=given["input_ids"], pixel_values=x).logits_per_image
         torch.testing.assert_close(ours(x, given["input_ids"]), scores, rtol=0, atol=1e-4)
+
+
+def read_by_open_clip(folder):
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def test_open_clip_reads_a_run_whole_and_says_the_same(run, tmp_path):
+    card = exported(run, tmp_path / "out", "--layout", "open_clip")
+    assert card.data.library_name == "open_clip"
+    assert "in the layout that open_clip reads" in card.text
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} < {
+        each.name for each in (tmp_path / "out").iterdir()
+    }
+    assert not (tmp_path / "out" / "config.json").exists()
+    theirs, preprocess, tokenizer = read_by_open_clip(tmp_path / "out")
+    ours = sf.load(run / "model")
+    said, images = ["a cat number 3", "a dog"], [picture(50), picture(51, (40, 22))]
+    rows = sf.load_tokenizer(run / "model").encode_batch(said)
+    ids, x = tokenizer(said), torch.stack([preprocess(each) for each in images])
+    assert [row[: len(one)] for row, (one, _) in zip(ids.tolist(), rows)] == [one for one, _ in rows]
+    with torch.no_grad():
+        for found, wanted in (
+            (ours.encode_text(ids), theirs.encode_text(ids)),
+            (ours.encode_image(x), theirs.encode_image(x)),
+        ):
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    again = sf.load(tmp_path / "out")
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in again.state_dict().items())
+    both = (sf.ZeroShotClassifier.from_pretrained(folder) for folder in (tmp_path / "out", run / "model"))
+    found, wanted = (task(images[0], said, templates="{}")[0] for task in both)
+    assert (found.label, found.score) == (wanted.label, pytest.approx(wanted.score, abs=1e-5))
+
+
+@pytest.mark.parametrize("make", [of_open_clip, of_openai])
+def test_what_came_from_open_clip_goes_back_bit_for_bit(tmp_path, make):
+    theirs, source = make(tmp_path / "theirs")
+    exported(source, tmp_path / "out", "--layout", "open_clip")
+    again, preprocess, tokenizer = read_by_open_clip(tmp_path / "out")
+    assert type(tokenizer) is open_clip.SimpleTokenizer, "which has OpenAI's words"
+    wanted = {name: value.float() for name, value in theirs.state_dict().items()}
+    assert {name: value.float().tolist() for name, value in again.state_dict().items()} == {
+        name: value.tolist() for name, value in wanted.items()
+    }
+    assert torch.allclose(preprocess(picture(3, (42, 42))), sf.load_preprocess(source)(picture(3, (42, 42))))
+
+
+def test_openais_words_are_known_to_open_clip(tmp_path):
+    sizes = {"image_dim": 20, "image_heads": 5, "image_depth": 1, "text_dim": 18, "text_heads": 3, "text_depth": 1}
+    model = sf.CLIP(sf.CLIPConfig(image=16, patch=4, dim=11, end=49407, **sizes))
+    model.assets |= openai_clip_bpe(Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")).files
+    model.save_pretrained(tmp_path / "ours")
+    exported(tmp_path / "ours", tmp_path / "out", "--layout", "open_clip")
+    tokenizer = read_by_open_clip(tmp_path / "out")[2]
+    assert type(tokenizer) is open_clip.SimpleTokenizer
+    assert tokenizer("a photo of a cat")[0, :7].tolist() == OPENAIS == sf.load_tokenizer(tmp_path / "out").encode(WORDS)
+
+
+@pytest.mark.parametrize("name", [*sf.CLIP.presets])
+def test_every_preset_is_one_of_open_clips(name):
+    config = sf.CLIP.preset(name)
+    side, kind = config.image, Preprocess
+    for made, mode in ((kind(side, (side, side)), "shortest"), (kind((side, side)), "squash")):
+        said = write_open_clip(config, made, own_words=False)
+        assert spelt_out(sf.CLIPConfig(**read_open_clip(said))) == spelt_out(config)
+        assert said["preprocess_cfg"]["resize_mode"] == mode
+
+
+def test_what_open_clip_has_not_is_refused(capsys, run, tmp_path):
+    config = sf.CLIPConfig(image=32, patch=4)
+    for changes, said in (
+        ({"eps": 1e-6}, "open_clip has no CLIP with eps 1e-06"),
+        ({"end": 7}, "with end 7"),
+        ({"activation": "relu"}, "with activation 'relu'"),
+        ({"channels": 1}, "with channels 1"),
+        ({"image": 64}, "with pictures of 64 that are resized to 32 and cropped to"),
+    ):
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(ValueError, match=said):
+            write_open_clip(changed, Preprocess(32, (32, 32)), own_words=False)
+    sf.GPT2(sf.GPT2Config(vocab=11, length=5, dim=6, depth=1, heads=2)).save_pretrained(tmp_path / "gpt2")
+    assert main(["export", str(tmp_path / "gpt2"), "--out", str(tmp_path / "x"), "--layout", "open_clip"]) == 2
+    assert "open_clip reads no GPT2: leave --layout out." in capsys.readouterr().err
+    exported(run, tmp_path / "out")
+    more = ["--layout", "open_clip", "--overwrite"]
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), *more]) == 2
+    assert "holds model.safetensors, which would be read instead" in capsys.readouterr().err
 
 
 def test_the_card_says_what_the_run_was(run, tmp_path):

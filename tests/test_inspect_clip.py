@@ -366,6 +366,14 @@ def test_bad_input(source, photo, tmp_path, capsys, arguments, said):
     assert not out.exists()
 
 
+def test_a_model_that_holds_no_numbers_is_refused(source, photo):
+    model = sf.load(source)
+    model.text.project.weight.data[0, 0] = torch.nan
+    given = sf.load_tokenizer(source), sf.load_preprocess(source), Image.open(photo), ["a cat"]
+    with pytest.raises(ValueError, match="The cosines are not finite: the model's weights hold NaN"):
+        look_for(model, *given)
+
+
 def test_a_tokeniser_of_another_model_is_refused(source, photo):
     other = train_clip_bpe(["one two three four five six seven eight nine ten eleven twelve thirteen"] * 9, 900)
     assert other.vocab > TOKENIZER.vocab

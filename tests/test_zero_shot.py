@@ -334,7 +334,10 @@ def test_labels_that_cannot_be_are_named(classifier):
         (["a cat", "a dog", "a cat "], "The label 'a cat' is there twice"),
         (["a cat", "a dog", "A  Cat"], "The labels 'a cat' and 'A  Cat' are the same to the model"),
         ("a cat, a dog", "labels is the text 'a cat, a dog': expected a list"),
-        (["a cat", "the sea " * 40], r"'a photo of the sea .*\.\.\. has \d+ tokens and the model takes 24"),
+        (
+            ["a cat", "the sea " * 40],
+            r"label 'the sea .* \d+ tokens in the template 'a photo .* the model takes 24: .*templ",
+        ),
         (["a cat", "\ud800"], "no valid Unicode"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -360,6 +363,30 @@ def test_a_long_label_is_cut_on_request_and_keeps_its_end(published, classifier)
     assert classifier.tokenizer.cut == 1
     with pytest.raises(ValueError, match="the model takes 24"):
         classifier.encode_labels(labels, templates=["{}"])
+
+
+def test_labels_of_which_nothing_is_left_are_not_told_apart_by_chance(classifier):
+    """Cut off behind a long template, they all got the same share."""
+    long, labels = "the sea " * 20, ["a cat", "a dog"]
+    with pytest.raises(ValueError, match="'a cat' and 'a dog' are the same to the model, where their ends are cut off"):
+        classifier(photo(), labels, templates=[long + "{}"], truncate=True)
+    with pytest.raises(ValueError, match="are the same to the model, where"):
+        classifier(photo(), ["the sea " * 20 + each for each in labels], templates=["{}", "a {}"], truncate=True)
+    assert classifier.tokenizer.cut == 0
+    assert len(classifier(photo(), labels, templates=[long + "{}", "{}"], truncate=True)) == 2, "told by one of them"
+    room = " ".join(["cat"] * (LENGTH - 3))  # a label that just fits, and one of which one token is cut
+    assert len(TOKENIZER.encode(f"{room} cat")) == LENGTH
+    with pytest.raises(ValueError, match="are the same to the model, where"):
+        classifier(photo(), [f"{room} cat", f"{room} cat dog"], templates="{}", truncate=True)
+    assert len(classifier(photo(), [room, f"{room} cat"], templates="{}", truncate=True)) == 2
+
+
+def test_shares_that_are_no_numbers_are_no_answer(published):
+    for tower in ("image", "text"):
+        broken = sf.ZeroShotClassifier.from_pretrained(published[1])
+        getattr(broken.model, tower).project.weight.data[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="not finite"):
+            broken(photo(), LABELS)
 
 
 def test_templates_come_from_a_list_a_file_or_one_text(tmp_path):
@@ -713,5 +740,7 @@ def test_zero_shot_accuracy_is_that_of_the_classifier(published, classifier, tmp
         assert found.accuracy == pytest.approx((shares.argmax(-1) == truth).double().mean().item())
         assert (found.top5, found.pictures) == (None, 9)
     assert evaluate_zero_shot(classifier, data) == evaluate_zero_shot(classifier, data, labels=["cat", "dog"])
+    spaced = evaluate_zero_shot(classifier, data.renamed(["two_dogs", "the_sea"]))
+    assert spaced == evaluate_zero_shot(classifier, data, labels=["two dogs", "the sea"])
     with pytest.raises(ValueError, match="There are 3 labels and 2 classes: expected one for each"):
         evaluate_zero_shot(classifier, data, labels=LABELS[:3])

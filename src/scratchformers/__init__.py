@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from scratchformers.beams import beam_search as beam_search
     from scratchformers.generate import generate as generate
     from scratchformers.generate import stream as stream
     from scratchformers.heads import Classify as Classify
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from scratchformers.models.bert import BERTConfig as BERTConfig
     from scratchformers.models.clip import CLIP as CLIP
     from scratchformers.models.clip import CLIPConfig as CLIPConfig
+    from scratchformers.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+    from scratchformers.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
     from scratchformers.models.gpt2 import GPT2 as GPT2
     from scratchformers.models.gpt2 import GPT2Config as GPT2Config
     from scratchformers.models.mae import MAE as MAE
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from scratchformers.tasks import Reconstructor as Reconstructor
     from scratchformers.tasks import SentenceEncoder as SentenceEncoder
     from scratchformers.tasks import TextClassifier as TextClassifier
+    from scratchformers.tasks import Translation as Translation
+    from scratchformers.tasks import Translator as Translator
     from scratchformers.tasks import WordLabel as WordLabel
     from scratchformers.tasks import ZeroShotClassifier as ZeroShotClassifier
 
@@ -54,6 +59,8 @@ _HOME = {
     "Completer": "tasks",
     "Completion": "tasks",
     "DualEncoder": "tasks",
+    "EncoderDecoder": "models.encoder_decoder",
+    "EncoderDecoderConfig": "models.encoder_decoder",
     "Fill": "tasks",
     "GPT2": "models.gpt2",
     "GPT2Config": "models.gpt2",
@@ -69,10 +76,13 @@ _HOME = {
     "SentenceEncoder": "tasks",
     "TextClassifier": "tasks",
     "TokenClassify": "heads",
+    "Translation": "tasks",
+    "Translator": "tasks",
     "ViT": "models.vit",
     "ViTConfig": "models.vit",
     "WordLabel": "tasks",
     "ZeroShotClassifier": "tasks",
+    "beam_search": "beams",
     "first": "heads",
     "generate": "generate",
     "load": "models",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from scratchformers.answers import Answers, check_files
+from scratchformers.answers import Answers, LineByLine, check_files
 
 
 def auto_device(name: str) -> str:
@@ -354,8 +354,8 @@ class Classify:
     templates: Annotated[str | None, arg(metavar="FILE")] = None
     """Of a CLIP: a UTF-8 file with a template a line, {} where the label goes, as `a photo of {}.`; or such a template;
     or imagenet, the 80 published with CLIP, read from open_clip where it is installed. The vectors that a label gets in
-    them are averaged. By default five of our own: a photo of {}., a close photo of {}., a photo in which there is {}.,
-    a picture of {}., a drawing of {}."""
+    them are averaged. By default those that `train` made captions of classes with, if it did; else five of our own:
+    a photo of {}., a close photo of {}., a photo in which there is {}., a picture of {}., a drawing of {}."""
     pair: Annotated[str | None, arg(metavar="TEXT")] = None
     """The second text, for a model that was trained on pairs."""
     top: int = 5
@@ -442,6 +442,145 @@ class Classify:
             print(
                 f"  {each.score:7.2%}  {each.label:16}  {each.word}" if words else f"  {each.score:7.2%}  {each.label}"
             )
+
+
+@dataclass
+class Translate:
+    """Translate a text, or every line of a file, with an encoder-decoder; or say in short what it says, with one that
+    was trained to.
+
+    Example: scratchformers translate "Ein Hund." --model Helsinki-NLP/opus-mt-de-en
+
+    Example: scratchformers translate --file lines.txt --out translated.txt --model runs/translation/model
+
+    Example: scratchformers translate article.txt --task summarise --model facebook/bart-large-cnn --too-long truncate
+    """
+
+    model: Annotated[str, arg(metavar="SOURCE")]
+    """A checkpoint of an encoder-decoder: a folder written by `train` or by transformers, or an id of the Hugging Face
+    hub."""
+    text: Annotated[Positional[str | None], arg(metavar="TEXT")] = None
+    """A text; or the path of a UTF-8 file with one a line, of any length. Of an empty line the translation is empty."""
+    file: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Instead of TEXT: such a file."""
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Of a file: where the translations go, that of line k into line k, or with --json as JSON lines. By default they
+    are printed. OUT.json beside it says what it was made of; the same command goes on with a run that was stopped."""
+    task: Literal["translate", "summarise"] = "translate"
+    """summarise: with the beams, lengths and rules that the checkpoint's config.json names for summaries
+    (task_specific_params), where it does; else as it always decodes."""
+    beams: int | None = None
+    """How many texts a search follows at once; 1 takes the most probable token each time. By default as the checkpoint
+    says, else 1."""
+    nbest: int | None = None
+    """Give the so many best translations, with their scores: the log probability of a token in the mean, or as the
+    length penalty has it."""
+    max_new_tokens: int | None = None
+    """Tokens to write at most; by default as the checkpoint says, else all the room there is."""
+    length_penalty: float | None = None
+    """Of beams: above 0 longer texts are preferred, the more the larger it is; 1 compares means. By default as the
+    checkpoint says, else 1."""
+    temperature: float = 0.0
+    """Above 0, tokens are drawn, the more freely the higher, and there are no beams."""
+    top_k: int | None = None
+    """Draw from the k most probable tokens only; needs a temperature above 0."""
+    top_p: float | None = None
+    """Draw from the smallest set of tokens that holds this much of the probability; needs a temperature above 0."""
+    seed: int | None = None
+    """Makes drawing repeatable; line i of a file, counted from 0, draws with seed + i."""
+    too_long: Literal["error", "truncate", "split"] = "error"
+    """What becomes of a text that the model cannot read whole. error: nothing is translated. truncate: its end is left
+    out. split: it is translated in parts, cut at the ends of sentences, else between words."""
+    source_language: Annotated[str | None, arg(metavar="CODE")] = None
+    """The language of the text, where the vocabulary has several (mBART): de_DE, en_XX, ..."""
+    target_language: Annotated[str | None, arg(metavar="CODE")] = None
+    """The language to write, where the vocabulary has several: of mBART de_DE, en_XX, ..., of a Marian deu, eng, ..."""
+    batch: int = 32
+    """Lines of a file translated at once, those of like lengths together; fewer of long ones."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    json: bool = False
+    """A JSON object for each text: text, translation, score; with --nbest text and translations (text, score)."""
+
+    def interrupted(self) -> str:
+        return "the same command goes on" if self.out else "the translations above are complete"
+
+    def run(self) -> None:
+        source = self._check()
+        texts = texts_of(self.text or "") if source is None else Lines(source)
+        from scratchformers.tasks import Translating, Translator
+
+        settings = {
+            name: getattr(self, name)
+            for name in (
+                *("beams", "nbest", "max_new_tokens", "length_penalty", "temperature", "top_k", "top_p", "seed"),
+                *("too_long", "source_language", "target_language", "batch"),
+            )
+        }
+        Translating(**settings)  # what cannot be is said before a model is fetched
+        translator = Translator.from_pretrained(self.model, task=self.task, device=auto_device(self.device))
+        total = translator.check(texts, name=str(texts.path) if isinstance(texts, Lines) else "", **settings)
+        if source is not None and self.out is not None:
+            self._write(translator, settings, source, self.out)
+        else:
+            lines = iter(texts)
+            for found in translator.stream(texts, **settings):
+                print(self._said(next(lines), found))
+        if translator.unspelt:
+            note(f"{translator.unspelt} of {total} texts hold what the vocabulary cannot spell: are they the language?")
+        say_cut(translator.tokenizer)
+
+    def _check(self) -> Path | None:
+        """The file to be translated into another, if one is. ValueError for what cannot be, whatever the model."""
+        if (self.text is None) == (self.file is None):
+            what = "nothing" if self.file is None else "a text and a file"
+            raise ValueError(f"There is {what} to translate: pass a text, or --file.")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
+            note("--top-k and --top-p act on drawing, which needs a --temperature above 0.")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("The text is empty: there is nothing to translate.")
+        texts = texts_of(str(self.file or self.text))
+        if self.file is not None and not isinstance(texts, Lines):
+            raise FileNotFoundError(f"There is no file {str(self.file)!r}: expected one with a text a line.")
+        if self.out is None:
+            return self.file
+        if not isinstance(texts, Lines):
+            raise ValueError("--out is for the lines of a file: leave it out to have a text's translation printed.")
+        check_files(texts.path, self.out, what="texts")
+        if self.nbest is not None and not self.json:
+            raise ValueError("A line of --out holds one translation: for --nbest, have JSON lines (--json).")
+        return texts.path
+
+    def _write(self, translator: Any, settings: dict[str, Any], source: Path, out: Path) -> None:
+        from scratchformers.tasks.translation import BLOCK
+
+        asked = {**settings, "task": self.task, "json": self.json, "model": translator.digest()}
+        job = LineByLine(source, out, asked, block=BLOCK)
+        if job.done:
+            rest = "that is all" if job.done == job.lines else "going on after them"
+            note(f"{out} holds {job.done} of {job.lines} lines: {rest}.")
+        with counting(job.lines, job.done) as advance:
+
+            def answer(first: int, texts: list[str]) -> list[str]:
+                found = translator.stream(texts, first=first, advance=advance, **settings)
+                return [self._said(*each) if self.json else each[1].text for each in zip(texts, found)]
+
+            for _ in job.run(answer):
+                pass
+        print(f"{job.done} lines translated in {out}.")
+
+    def _said(self, text: str, found: Any) -> str:
+        """As it is printed: the translation, or of several a line each below the text, or JSON."""
+        if self.json:
+            said = (
+                {"translations": [vars(each) for each in found]}
+                if isinstance(found, list)
+                else {"translation": found.text, "score": found.score}
+            )
+            return json.dumps({"text": text, **said}, ensure_ascii=False)
+        if not isinstance(found, list):
+            return _in_a_line(found.text)
+        return "\n".join([_in_a_line(text), *(f"  {each.score:9.4f}  {_in_a_line(each.text)}" for each in found)])
 
 
 @dataclass
@@ -658,11 +797,14 @@ class Train:
     Example: scratchformers train vit --data FOLDER --out runs/classes
 
     Example: scratchformers train clip --data captions.tsv --from SOURCE --freeze image --out runs/pairs
+
+    Example: scratchformers train encoder-decoder --data train.de,train.en --tokenizer bpe --out runs/german
     """
 
-    recipe: Positional[Literal["gpt2", "bert", "vit", "mae", "clip"]]
+    recipe: Positional[Literal["gpt2", "bert", "vit", "mae", "clip", "encoder-decoder"]]
     """What to train. gpt2 learns to write; bert to say what is hidden in a text, or what its --task says; vit which
-    class a picture is of; mae to paint what is hidden of it; clip which caption belongs to which picture."""
+    class a picture is of; mae to paint what is hidden of it; clip which caption belongs to which picture;
+    encoder-decoder to translate, or whatever else makes a text of a text."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The run's folder: config.json, log.jsonl, loss.png, checkpoints/, model/, and of pictures pictures/."""
     task: Annotated[str | None, arg(metavar="NAME")] = None
@@ -677,22 +819,25 @@ class Train:
     an .npz file, or MNIST's idx files; for mae pictures without classes.
     For clip a .tsv, .csv or .jsonl list with the columns `path` and `caption` (several lines, or in JSON lines a list,
     for a picture with several), a folder that holds such a list named captions, an .npz file with `captions` beside its
-    pictures, or what vit takes: then captions are made of the classes, by --set template and --set names."""
+    pictures, or what vit takes: then captions are made of the classes, by --set template and --set names.
+    For encoder-decoder a .tsv, .csv or .jsonl file with the columns `source` and `target`, a .tsv whose first line is a
+    pair already (two fields, a space in one), or two files of lines, a comma between them: --data train.de,train.en."""
     valid: Annotated[str | None, arg(metavar="PATH")] = None
     """Data to validate on, in the same form; by default the last tenth of a text, and of examples a tenth drawn."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
     """With --task classify: the name of the column of text, label or pair, where it is another; of clip that of path or
-    caption. May be repeated."""
+    caption; of encoder-decoder that of source or target. May be repeated."""
     truncate: bool = False
-    """With a --task, and of clip: leave out the end of a text too long for the model, which is else an error."""
+    """With a --task, and of clip and encoder-decoder: leave out the end of a text too long for the model, which is else
+    an error."""
     skip_unreadable: bool = False
     """Of pictures: leave out those that cannot be read, and count and list them; else they end the run."""
     preset: str | None = None
     """tiny (the default: a minute on two cores), mini, small, and of gpt2 distilgpt2, gpt2, gpt2-medium, gpt2-large,
     gpt2-xl, of bert simple (no [CLS], no [SEP]), minilm, medium, base, large; of vit and mae tiny and simple (no class
     token), of vit tiny-PATCH, small-PATCH, base-PATCH, large-PATCH, huge-PATCH (8, 14, 16 or 32), of mae base, large,
-    huge, of clip ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px (OpenAI's, with QuickGELU), ViT-S-PATCH, ViT-B-PATCH,
-    ViT-L-PATCH, ViT-H-PATCH.
+    huge, of encoder-decoder bart-base, bart-large, mbart-large, opus-mt, of clip ViT-B/32, ViT-B/16, ViT-L/14,
+    ViT-L/14@336px (OpenAI's, with QuickGELU), ViT-S-PATCH, ViT-B-PATCH, ViT-L-PATCH, ViT-H-PATCH.
     With --from there is one, finetune: 400 steps (600 with a --task), a low lr, the sizes of the source."""
     source: Annotated[str | None, arg(name="from", metavar="SOURCE")] = None
     """Fine-tune this checkpoint, given as for --model, instead of starting anew. Its tokeniser comes with it."""
@@ -701,16 +846,20 @@ class Train:
     clip image or text), or encoder: all but the head (of clip the projections and the scale), which is then a probe of
     what the rest knows. May be repeated."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
-    """`characters` (the default), `bpe` (for gpt2; the default of clip) or `wordpiece` (for bert), learnt from the text
-    trained on, or a folder or file with a tokeniser."""
+    """`characters` (the default), `bpe` (for gpt2 and encoder-decoder; the default of clip) or `wordpiece` (for bert),
+    learnt from the text trained on, or a folder or file with a tokeniser."""
     vocab: int | None = None
-    """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told, of clip's tiny 2048."""
+    """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told, of clip's tiny 2048, of encoder-decoder's tiny
+    512 and mini 2000."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
     May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
     have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
     erasing, drop_path; mae mask_ratio. clip has these of pictures and the model too, the sizes
     of its towers (image_dim, text_dim, ...), and template and names: several parted by |, or a file with one a line.
+    encoder-decoder has tokens=2048 of both sides a step, of like lengths together, in the place of batch; smoothing=0.1
+    of labels, scored=200 validation sources translated as it learns, joint=false for a tokeniser of either side;
+    schedule=noam instead of cosine and ema=0.999, which all have, are often used with it.
     With micro_batch, a large batch fits a small memory: with the same gradient, also for clip.
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
     With --from, only dropout may differ of the model, and of one of pictures image and pool."""
@@ -728,7 +877,7 @@ class Train:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
             raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
-        if self.truncate and self.task is None and self.recipe != "clip" and not self.resume:
+        if self.truncate and self.task is None and self.recipe not in ("clip", "encoder-decoder") and not self.resume:
             raise ValueError(
                 "--truncate is for labelled texts, which have a --task: other text is cut into windows anyway."
             )
@@ -759,7 +908,7 @@ class Train:
 class Eval:
     """Measure a model: its loss on a text, how well it tells hidden tokens or labels, LAMBADA, HellaSwag; of one that
     reads pictures how well it tells their classes, paints what is hidden, or finds captions, or what its features are
-    worth.
+    worth; of an encoder-decoder how well it translates.
 
     Example: scratchformers eval --model runs/book/model --data other-book.txt
 
@@ -768,6 +917,8 @@ class Eval:
     Example: scratchformers eval --model runs/mae/model --task knn --train animals/train --data animals/test
 
     Example: scratchformers eval --model runs/pairs/model --task retrieval --data test/captions.tsv
+
+    Example: scratchformers eval --model runs/german/model --data test.de,test.en --beams 4
     """
 
     model: Annotated[str, arg(metavar="SOURCE")]
@@ -780,7 +931,7 @@ class Eval:
     file that is to be measured on itself."""
     task: (
         Literal["text", "masked", "classify", "tokens", "lambada", "hellaswag", "knn", "probe", "paint"]
-        | Literal["zero-shot", "retrieval"]
+        | Literal["zero-shot", "retrieval", "translate"]
         | None
     ) = None
     """By default what the model was trained for.
@@ -792,6 +943,8 @@ class Eval:
     the votes of the 20 nearest pictures of --train (as DINO), or by a logistic regression fitted to them.
     zero-shot: of a CLIP as classify, the labels being the names of the classes. retrieval: of a CLIP and pictures with
     captions, as `train clip --data` takes them, how many are found by the other among the first 1, 5 and 10.
+    translate: of pairs, as `train encoder-decoder --data` takes them, BLEU and chrF as sacrebleu counts them, where it
+    is installed, and the share of translations that are the reference.
     lambada: JSON lines with a `text`, whose last word is to be predicted. hellaswag: JSON lines as published.
     Both follow EleutherAI's lm-evaluation-harness."""
     train: Annotated[str | None, arg(metavar="DATA")] = None
@@ -807,18 +960,21 @@ class Eval:
     """Instead: a UTF-8 file with one a line."""
     templates: Annotated[str | None, arg(metavar="FILE")] = None
     """With zero-shot: what a label is put into, as for `classify`."""
+    beams: int | None = None
+    """With translate: how many texts a search follows at once; by default as the checkpoint says, else 1."""
     length: int | None = None
     """Tokens a window of text holds; by default as many as the model has positions."""
     stride: int | None = None
     """Of text, tokens by which the window moves on; by default half of it.
     Each token is scored once, with at least length - stride tokens before it, where there are as many."""
     batch: int | None = None
-    """Windows, or examples, computed at once: by default 8, and 32 pictures."""
+    """Windows, or examples, computed at once: by default 8, and 32 pictures or translations."""
     column: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="text=NAME")] = ()
     """Of labelled texts: the name of the column of text, label or pair, where it is another; of captions that of path
-    or caption. May be repeated."""
+    or caption; of pairs that of source or target. May be repeated."""
     truncate: bool = False
-    """Leave out the end of a labelled text, label or caption that is too long for the model, which is else an error."""
+    """Leave out the end of a labelled text, label, caption or source that is too long for the model, which is else an
+    error."""
     skip_unreadable: bool = False
     """Leave out pictures that cannot be read, and name them at the end; by default the first of them stops all."""
     device: str = "auto"
@@ -853,14 +1009,15 @@ class Eval:
             print(json.dumps({"task": task, "model": self.model, "data": self.data, **given, **figures}))
             return
         for name, value in figures.items():
-            shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if value is not None else "infinite"
-            if not (name in ("f1", "top5") and value is None):
-                print(f"{name.replace('_', ' '):20}{shown}")
+            shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            if not (name in ABSENT and value is None):
+                print(f"{name.replace('_', ' '):20}{'infinite' if value is None else shown}")
 
     def _check_options(self, task: str | None) -> None:
         self._check_window(task)
-        zero_shot = dict.fromkeys(("labels", "labels_file", "templates"), ("zero-shot",))
-        for name, tasks in {"train": FEATURES, "pool": FEATURES, "mask": ("paint",), **zero_shot}.items():
+        options: dict[str, tuple[str, ...]] = {"train": FEATURES, "pool": FEATURES, "mask": ("paint",)}
+        options |= {"beams": ("translate",), **dict.fromkeys(("labels", "labels_file", "templates"), ("zero-shot",))}
+        for name, tasks in options.items():
             if getattr(self, name) is not None and task not in (None, *tasks):
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is for {' and '.join(tasks)}: leave it out for {task}.")
@@ -874,7 +1031,7 @@ class Eval:
             raise ValueError(f"--length and --stride move a window over a text: leave them out for {task}.")
         if task == "masked" and self.stride is not None:
             raise ValueError("The windows of masked stand side by side: leave --stride out.")
-        if task not in (None, "classify", "tokens", *MATCHING) and (self.column or self.truncate):
+        if task not in (None, "classify", "tokens", "translate", *MATCHING) and (self.column or self.truncate):
             raise ValueError(f"--column and --truncate are for labelled texts: leave them out for {task}.")
         if task == "zero-shot" and self.column:
             raise ValueError("--column is for lists of captions: leave it out for zero-shot.")
@@ -885,6 +1042,8 @@ class Eval:
 
         if self.skip_unreadable:
             raise ValueError("--skip-unreadable is for pictures: this model reads texts, leave it out.")
+        if task == "translate":
+            return self._translate(model, tokenizer)
         sizes: dict[str, Any] = {"batch": 8 if self.batch is None else self.batch, "track": track}
         if task == "text":
             texts, windows = read_texts(self.data), {"length": self.length, "stride": self.stride}
@@ -896,6 +1055,23 @@ class Eval:
             return evaluation.evaluate_labels(model, tokenizer, self.data, **given, **sizes)
         by_name = {"lambada": evaluation.evaluate_lambada, "hellaswag": evaluation.evaluate_hellaswag}
         return by_name[task](model, tokenizer, self.data, **sizes)
+
+    def _translate(self, model: Any, tokenizer: Any) -> Any:
+        from scratchformers import evaluation
+        from scratchformers.tasks import Translator
+        from scratchformers.text import check_belongs
+        from scratchformers.training.parallel import read_parallel
+        from scratchformers.training.scoring import MISSING
+
+        pairs = read_parallel(self.data, dict(_pair(text, "--column") for text in self.column))
+        check_belongs(tokenizer, model)
+        how: dict[str, Any] = {"beams": self.beams, "truncate": self.truncate, "track": track}
+        how |= {"batch": 32 if self.batch is None else self.batch}
+        score = evaluation.evaluate_translation(Translator(model, tokenizer), pairs, **how)
+        if score.bleu is None:
+            note(MISSING)
+        say_cut(tokenizer)
+        return score
 
     def _see(self, task: str, model: Any, source: Path) -> Any:
         from scratchformers import evaluation, features, load_preprocess
@@ -959,6 +1135,7 @@ class Eval:
 
 FEATURES = ("knn", "probe")  # tasks of `eval` that ask what features are worth
 MATCHING = ("zero-shot", "retrieval")  # those that compare pictures with texts
+ABSENT = ("f1", "top5", "bleu", "chrf", "bleu_signature", "chrf_signature")  # figures that there may not be
 
 
 def say_skipped(lost: Sequence[str], count: int) -> None:
@@ -974,6 +1151,8 @@ def _suits(task: str, model: Any) -> bool:
         if hasattr(model, "encode_text"):
             return task in (*FEATURES, *MATCHING)
         return task in FEATURES or task == ("paint" if hasattr(model, "decoder") else "classify")
+    if task == "translate" or hasattr(model, "decoder"):
+        return task == "translate" and hasattr(model, "decoder")
     writes = task in ("text", "lambada", "hellaswag")
     swapped = {task, _task_of(model)} == {"classify", "tokens"}
     return writes == hasattr(model, "start") and not swapped and task not in (*FEATURES, *MATCHING, "paint")
@@ -985,6 +1164,8 @@ def _task_of(model: Any) -> str:
 
     if hasattr(model.config, "image"):
         return _task_of_pictures(model)
+    if hasattr(model, "decoder"):
+        return "translate"
     if hasattr(model, "start"):
         return "text"
     if isinstance(model.head, TokenClassify):
@@ -1003,7 +1184,7 @@ def _task_of_pictures(model: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    return value if value is None or math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def track(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -1117,6 +1298,9 @@ class Export:
     out: Annotated[Path, arg(metavar="DIR")]
     """Where to: config.json, model.safetensors, the files of the tokeniser or of the preprocessing, README.md (the
     card), loss.png."""
+    layout: Literal["open_clip"] | None = None
+    """Of a CLIP, for open_clip instead, which does not read transformers': open_clip_config.json and
+    open_clip_model.safetensors in the place of the first two."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """How weights are stored; by default as they are."""
     name: str | None = None
@@ -1138,7 +1322,8 @@ class Export:
         wanted = Wanted(self.name, self.license, self.language)
         path = Path(self.source)
         source = path if path.exists() else hub.find(self.source)
-        written = export(source, self.out, dtype=self.dtype, overwrite=self.overwrite, wanted=wanted)
+        how: Any = {"layout": self.layout, "dtype": self.dtype, "overwrite": self.overwrite}
+        written = export(source, self.out, **how, wanted=wanted)
         print(f"{self.out}: {', '.join(written)}.")
 
 
@@ -1170,8 +1355,8 @@ class Page:
 @dataclass
 class Inspect:
     """Draw what a model does with a text or a picture: every head's attention, what of a picture reaches the end (the
-    attention rollout), where in a picture a CLIP sees a text, or what each layer would answer to a text (the logit
-    lens).
+    attention rollout), where in a picture a CLIP sees a text, what each layer would answer to a text (the logit lens),
+    or which tokens of a text an encoder-decoder looks at as it writes its translation.
 
     Example: scratchformers inspect "To be, or not to be" --model runs/book/model --out attention.png
 
@@ -1180,6 +1365,8 @@ class Inspect:
     Example: scratchformers inspect photo.jpg --model runs/animals/model --what rollout --out rollout.png
 
     Example: scratchformers inspect photo.jpg --model openai/clip-vit-base-patch32 --text "a dog" --out dog.png
+
+    Example: scratchformers inspect "Ein Hund." --model runs/translation/model --out cross.png
     """
 
     given: Annotated[Positional[str], arg(metavar="TEXT|PICTURE")]
@@ -1190,25 +1377,29 @@ class Inspect:
     out: Annotated[Path | None, arg(metavar="PATH")] = None
     """The picture: .png, .svg or .pdf."""
     texts: Annotated[UseAppendAction[tuple[str, ...]], arg(name="text", metavar="TEXT")] = ()
-    """With a CLIP: a text to be seen in the picture. May be repeated, which shows whether it matters to the map."""
+    """With a CLIP: a text to be seen in the picture. May be repeated, which shows whether it matters to the map.
+    With an encoder-decoder: a translation, instead of its own."""
     what: Literal["attention", "rollout", "relevance", "lens"] | None = None
-    """By default attention, and with --text relevance.
+    """By default attention, and with --text for a picture relevance.
     attention: of a text the weights of every head, or of one --layer with the tokens at the axes; of a picture, laid
     over it, how each head of one --layer weighs its patches for what is read in the end (the class token, or all
-    patches).
+    patches); of a translation how each head of one --layer weighed the text's tokens as each of its own was written,
+    and their mean.
     rollout: of a picture, how much of each patch comes through all layers (Abnar and Zuidema 2020).
     relevance: of a picture for each --text, how much its patches bring to the score, by attention times its gradient
     (Chefer et al. 2021).
     lens: of a text, each layer's state read as if it were the last: its most probable token, and how probable."""
     layer: int | None = None
-    """With attention: one layer, counted from 0, or from the end if negative; of a picture by default the last."""
+    """With attention: one layer, counted from 0, or from the end if negative; of a picture, and of a translation, by
+    default the last."""
     head: int | None = None
     """One head of the layer, counted from 0."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     json: bool = False
     """Print what is drawn as a JSON object: of a text its tokens, and the weights, or the ids, tokens and
-    probabilities; of a picture the weights of its patches, row by row, and with --text the cosines."""
+    probabilities; of a picture the weights of its patches, row by row, and with --text the cosines; of a translation
+    source, target and the weights of each head, a row for each token of the target."""
 
     def interrupted(self) -> str:
         return "nothing was drawn"
@@ -1220,10 +1411,8 @@ class Inspect:
             check_drawing(self.out)
         if self.what == "lens" and self.layer is not None:
             raise ValueError("The lens shows every layer: leave --layer out.")
-        if self.texts and self.what not in (None, "relevance"):
+        if self.texts and self.what not in (None, "relevance", "attention"):
             raise ValueError(f"--text asks for its relevance, and --what for {self.what}: leave one of them out.")
-        if self.texts and not (self.layer is None and self.head is None):
-            raise ValueError("Relevance goes through every layer and head: leave --layer and --head out.")
         from scratchformers.checkpoints import hub
 
         seen = self._seen(hub.find(self.model))
@@ -1237,10 +1426,17 @@ class Inspect:
     def _seen(self, source: Path) -> Any:
         from scratchformers import load, load_preprocess, load_tokenizer
         from scratchformers.images import open_picture
-        from scratchformers.insight.inspect import look, look_at_picture, look_for
+        from scratchformers.insight.inspect import look, look_across, look_at_picture, look_for
 
         model = load(source, device=auto_device(self.device))
         asked: dict[str, Any] = {"what": self.what or "attention", "layer": self.layer, "head": self.head}
+        if hasattr(model, "read"):  # a source
+            if len(self.texts) > 1:
+                raise ValueError(
+                    f"There are {len(self.texts)} texts: pass one translation, or none for the model's own."
+                )
+            return look_across(model, load_tokenizer(source), self.given, target=next(iter(self.texts), None), **asked)
+        self._check_relevance()
         if not hasattr(model.config, "image"):
             if self.texts:
                 raise ValueError(f"{type(model).__name__} reads no pictures: leave --text out.")
@@ -1252,6 +1448,12 @@ class Inspect:
         if not hasattr(model, "encode_text"):
             raise ValueError(f"{type(model).__name__} reads no texts: leave --text out.")
         return look_for(model, load_tokenizer(source), preprocess, picture, self.texts, **named)
+
+    def _check_relevance(self) -> None:
+        if self.texts and self.what == "attention":
+            raise ValueError("--text asks for its relevance, and --what for attention: leave one of them out.")
+        if self.texts and not (self.layer is None and self.head is None):
+            raise ValueError("Relevance goes through every layer and head: leave --layer and --head out.")
 
 
 def note(sentence: str) -> None:
@@ -1268,6 +1470,21 @@ def count_up(counts: Iterable[int], begun: int, what: str) -> None:
         bar = progress.add_task("", total=None, completed=begun)
         for count in counts:
             progress.update(bar, completed=count)
+
+
+@contextlib.contextmanager
+def counting(total: int, begun: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, where that is a terminal; what it gives is told how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns, console = (
+        (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
+        Console(stderr=True),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total, completed=begun)
+        yield lambda count: progress.advance(bar, count)
 
 
 def saved_facts(out: Path) -> dict[str, Any]:
@@ -1345,6 +1562,7 @@ Command = (
     | Annotated[Fill, subcommand("fill")]
     | Annotated[Embed, subcommand("embed")]
     | Annotated[Classify, subcommand("classify")]
+    | Annotated[Translate, subcommand("translate")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Eval, subcommand("eval")]

@@ -1,5 +1,5 @@
 """What a model is worth: its loss on a text, LAMBADA, HellaSwag; or how well it tells hidden tokens, or labels, of
-texts or pictures, or paints hidden patches, or finds the text of a picture.
+texts or pictures, or paints hidden patches, or finds the text of a picture, or translates.
 
 LAMBADA and HellaSwag follow EleutherAI's lm-evaluation-harness, so that figures can be compared with published ones.
 """
@@ -23,7 +23,7 @@ from scratchformers.generate import evaluating
 from scratchformers.heads import TokenClassify, unit
 from scratchformers.images import Preprocess
 from scratchformers.painting import check_hiding, check_paints
-from scratchformers.tasks import DualEncoder, ZeroShotClassifier
+from scratchformers.tasks import DualEncoder, Translator, ZeroShotClassifier
 from scratchformers.tasks.vectors import finite
 from scratchformers.text import TextTokenizer, check_fits
 from scratchformers.training.contrastive import AT, Captions, fits, ranks
@@ -32,9 +32,11 @@ from scratchformers.training.documents import read_json_lines, string
 from scratchformers.training.labelled import Labelled, LabelledSettings, Tagged, read_examples
 from scratchformers.training.language import Masked, MaskedSettings
 from scratchformers.training.loop import Batch, Task, evaluate
-from scratchformers.training.pairs import Pairs
+from scratchformers.training.pairs import Pairs, spoken
+from scratchformers.training.parallel import Pair
 from scratchformers.training.pictures import Pictures
 from scratchformers.training.reading import LeftOut, Track, class_numbers, held_out_noise, prepared
+from scratchformers.training.scoring import can_score, exact, judge
 from scratchformers.training.vision import class_figures
 
 BATCH = 8  # rows at once
@@ -131,6 +133,19 @@ class RetrievalScore:
     image_to_text_at_10: float
     pictures: int
     texts: int
+
+
+@dataclass(frozen=True)
+class TranslationScore:
+    """BLEU and chrF of all sentences together, 0 to 100, with what sacrebleu says of how it counts them; None where it
+    is not installed. `exact` is the share of translations that are the reference."""
+
+    bleu: float | None
+    chrf: float | None
+    exact: float
+    sentences: int
+    bleu_signature: str | None
+    chrf_signature: str | None
 
 
 @dataclass(frozen=True)
@@ -303,11 +318,11 @@ def evaluate_zero_shot(
     left_out: LeftOut | None = None,
 ) -> PictureScore:
     """How often the name of a picture's class is the label that suits it best. `labels` name the classes otherwise, in
-    the order of `pictures.labels`; `templates` and `truncate` are the classifier's. Pictures that cannot be decoded are
-    as for `evaluate_pictures`."""
+    the order of `pictures.labels`, whose `_` are read as spaces, as in training; `templates` and `truncate` are the
+    classifier's. Pictures that cannot be decoded are as for `evaluate_pictures`."""
     if not pictures.targets:
         raise ValueError("The pictures have no classes: expected a folder for each class, or labels.")
-    names = pictures.labels if labels is None else labels
+    names = [*map(spoken, pictures.labels)] if labels is None else labels
     if len(names) != len(pictures.labels):
         raise ValueError(f"There are {len(names)} labels and {len(pictures.labels)} classes: expected one for each.")
     vectors = classifier.encode_labels(names, templates=templates, truncate=truncate, track=track)
@@ -346,6 +361,26 @@ def evaluate_retrieval(
     ways = {"text_to_image": to_image, "image_to_text": to_text}
     shares: Any = {f"{way}_at_{k}": float((places < k).double().mean()) for way, places in ways.items() for k in AT}
     return RetrievalScore(**shares, pictures=len(image), texts=len(text))
+
+
+def evaluate_translation(
+    translator: Translator,
+    pairs: Sequence[Pair],
+    *,
+    beams: int | None = None,
+    truncate: bool = False,
+    batch: int = 32,
+    track: Track = lambda items, total: items,
+) -> TranslationScore:
+    """How far translations of the sources agree with the targets, both as they are written. `beams` is by default the
+    checkpoint's, else 1. A source that is too long is a ValueError, unless its end is to be left out."""
+    sources, references = zip(*pairs)
+    how: Any = {"beams": beams, "too_long": "truncate" if truncate else "error", "batch": batch}
+    translator.check(sources, **how)
+    answers = [found.text for found in track(translator.stream(sources, **how), len(sources))]
+    names = ("BLEU", "CHRF") if can_score() else ()
+    (bleu, bleu_says), (chrf, chrf_says) = [judge(name, answers, references) for name in names] or [(None, None)] * 2
+    return TranslationScore(bleu, chrf, exact(answers, references), len(answers), bleu_says, chrf_says)
 
 
 def evaluate_painting(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scratchformers.checkpoints.pretrained import Generation
+from scratchformers.source import Step
 
 Generators = torch.Generator | Sequence[torch.Generator] | None  # for all rows together, or one for each
 
@@ -98,14 +99,14 @@ def penalise(
 
 
 def forbidden(text: Sequence[int], rules: Generation, stop: Sequence[int], written: int) -> set[int]:
-    """The ids that may not follow a text of which the last `written` are new."""
+    """The ids that may not follow a text of which the last `written` are new, beside those that never may."""
     ids, size = set(), rules.no_repeat_ngram
     if size:
         past = text[len(text) - size + 1 :]
         grams = (text[i : i + size] for i in range(len(text) - size + 1))
         ids |= {gram[-1] for gram in grams if gram[:-1] == past}
     for *past, banned in rules.bad_words:
-        if text[len(text) - len(past) :] == past and not (banned in stop and not past):
+        if past and text[len(text) - len(past) :] == past:
             ids.add(banned)
     short = written < rules.min_new_tokens if rules.min_new_tokens else len(text) < rules.min_length
     ids |= set(stop) if short else set()
@@ -118,7 +119,85 @@ def forced(text: Sequence[int], rules: Generation, left: int) -> tuple[int, ...]
     return rules.forced_end if rules.forced_end and left == 1 else first
 
 
-class Decoding:
+def plain(step: Any) -> Any:
+    """A step as it was before it was compiled."""
+    return step.plain if isinstance(step, Step) else getattr(step, "_torchdynamo_orig_callable", step)
+
+
+class Beginning:
+    """A batch that is to be continued, checked: its first ids, `texts` (these without padding), the step that scores
+    what follows, how many ids are `left` to write in each row, and what the checkpoint's rules make of scores."""
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Int[Tensor, "b t"],
+        *,
+        max_new_tokens: int | Sequence[int],
+        stop: int | Sequence[int] | None = None,
+        keep: Bool[Tensor, "b t"] | None = None,
+        repetition_penalty: float = 1.0,
+        slide: bool | None = False,
+    ):
+        self.model, self.rules, self.penalty = model, model.generation, repetition_penalty
+        self.stop = self.rules.end if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+        self.vocab = getattr(model.config, "target_vocab", None) or model.config.vocab  # of what is written
+        met = [token for token in self.stop if 0 <= token < self.vocab]  # others never are
+        self.fill = self.rules.pad if self.rules.pad is not None else met[0] if met else 0
+        _check_ids(model.config, ids, keep)
+        if strange := [token for token in self.rules.forces if token >= self.vocab]:
+            raise ValueError(
+                f"The checkpoint's generation config forces id {strange[0]}, which the model does not have."
+            )
+        self.left = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        if len(self.left) != len(ids):
+            raise ValueError(f"There are {len(self.left)} limits for {len(ids)} rows: give one, or one for each.")
+        if hasattr(model, "read"):  # its source is work that a target which does not fit must not cost
+            check_room(model.config, [1], [max(self.left)], slide=slide)
+        with evaluating(model):
+            self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)
+        rows = self.ids.tolist()
+        real = [[True] * len(row) for row in rows] if self.keep is None else self.keep.tolist()
+        self.texts = [[token for token, here in zip(*pair) if here] for pair in zip(rows, real)]
+        self.prompts = [len(text) for text in self.texts]
+        check_room(model.config, self.prompts, self.left, slide=slide)
+        words = [word[0] for word in self.rules.bad_words if len(word) == 1 and word[0] not in self.stop]
+        self.never = torch.tensor([word for word in words if word < self.vocab], dtype=torch.long, device=ids.device)
+
+    def obey(
+        self,
+        scores: Float[Tensor, "b vocab"],
+        texts: Sequence[Sequence[int]],
+        prompts: Sequence[int],
+        left: Sequence[int],
+    ) -> Float[Tensor, "b vocab"]:
+        """The scores as the repetition penalty, then the checkpoint's rules leave them: -inf for what may not come, 0
+        for what must. Nothing is asked of a row of which none are `left`."""
+        if self.penalty != 1:
+            scores = penalise(scores, texts, self.penalty)
+        if not self.rules.constrains:
+            return scores
+        scores, banned = scores.index_fill(1, self.never, -torch.inf), []
+        for row, (text, prompt, more) in enumerate(zip(texts, prompts, left)):
+            if more and (must := forced(text, self.rules, more)):
+                scores[row], scores[row, list(must)] = -torch.inf, 0.0
+            elif more:
+                banned += [(row, token) for token in forbidden(text, self.rules, self.stop, len(text) - prompt)]
+        if banned := [(row, token) for row, token in banned if 0 <= token < self.vocab]:  # a stop id may be none
+            rows, ids = zip(*banned)
+            scores[list(rows), list(ids)] = -torch.inf
+        return scores
+
+    def check(self, best: Float[Tensor, "b"]) -> None:
+        """ValueError where not even the best score of a row is a number."""
+        if bool(best.isfinite().all()):
+            return
+        if self.rules.constrains and bool(best.isneginf().any()):
+            raise ValueError("The checkpoint's generation config forbids every id that could come next.")
+        raise ValueError("The model's scores are not numbers: its weights hold NaN, or overflow in this precision.")
+
+
+class Decoding(Beginning):
     """A batch being continued. Iterating gives, for each row, its next id, or None once the row is finished.
 
     `texts` are the rows without padding, prompt included; `finished` may be set from outside to end a row. The caller
@@ -136,28 +215,13 @@ class Decoding:
         slide: bool = False,
         sampling: Sampling,
     ):
-        self.model, self.rules, self.sampling, self.slide = model, model.generation, sampling, slide
-        self.stop = self.rules.end if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
-        met = [token for token in self.stop if 0 <= token < model.config.vocab]  # others never are
-        self.fill = self.rules.pad if self.rules.pad is not None else met[0] if met else 0
-        _check_ids(model.config, ids, keep)
-        if strange := [token for token in self.rules.forces if token >= model.config.vocab]:
-            raise ValueError(
-                f"The checkpoint's generation config forces id {strange[0]}, which the model does not have."
-            )
         sampling.check_rows(len(ids))
-        with evaluating(model):
-            self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)
-        self.plain = getattr(self.step, "_torchdynamo_orig_callable", self.step)  # what torch.compile was given
-        rows = self.ids.tolist()
-        real = [[True] * len(row) for row in rows] if self.keep is None else self.keep.tolist()
-        self.texts = [[token for token, here in zip(*pair) if here] for pair in zip(rows, real)]
-        self.left = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        if len(self.left) != len(rows):
-            raise ValueError(f"There are {len(self.left)} limits for {len(rows)} rows: give one, or one for each.")
-        check_room(model.config, [len(text) for text in self.texts], self.left, slide=slide)
-        self.prompts, self.finished = [len(text) for text in self.texts], [False] * len(rows)
-        self.cache: Any = None
+        super().__init__(
+            model, ids, max_new_tokens=max_new_tokens, stop=stop, keep=keep, slide=slide,
+            repetition_penalty=sampling.repetition_penalty,
+        )  # fmt: skip
+        self.sampling, self.plain, self.cache, self.finished = sampling, plain(self.step), None, [False] * len(ids)
+        self.rows = list(range(len(ids)))  # those that are computed
         self.window = list(self.prompts)  # how many of a row's last tokens the cache holds after the next reading
 
     def __iter__(self) -> Iterator[list[int | None]]:
@@ -166,30 +230,48 @@ class Decoding:
     def __next__(self) -> list[int | None]:
         if all(self.finished):
             raise StopIteration
-        logits = self._obey(self._scores())
-        if not bool(logits.amax(-1).isfinite().all()):
-            raise ValueError("The model's scores are not numbers: its weights hold NaN, or overflow in this precision.")
-        chosen = choose(logits, self.sampling).tolist()
-        new = [None if done else token for token, done in zip(chosen, self.finished)]
-        for row, token in enumerate(new):
+        self._drop()
+        left = [0 if self.finished[row] else self.left[row] for row in self.rows]
+        texts, prompts = ([those[row] for row in self.rows] for those in (self.texts, self.prompts))
+        logits = self.obey(self._scores(), texts, prompts, left)
+        self.check(logits.amax(-1))
+        new: list[int | None] = [None] * len(self.finished)
+        for row, token, more in zip(self.rows, choose(logits, self.sampling).tolist(), left):
             self.window[row] += 1
-            if token is not None:
+            if more:
+                new[row] = token
                 self.texts[row].append(token)
                 self.left[row] -= 1
                 self.finished[row] = token in self.stop or not self.left[row]
         return new
 
+    def _drop(self) -> None:
+        """Finished rows leave the batch once they are a quarter of it, since all others are copied then; but not where
+        a compiled step would be compiled anew, or one generator draws for all rows in turn."""
+        draws, own = self.sampling.temperature > 0, isinstance(self.sampling.generator, Sequence)
+        stay = [i for i, row in enumerate(self.rows) if not self.finished[row]]
+        few = 4 * len(stay) > 3 * len(self.rows)
+        if few or self.cache is None or self.plain is not self.step or (draws and not own):
+            return
+        kept = torch.tensor(stay, device=self.ids.device)
+        self.cache.reorder(kept)
+        if isinstance(self.step, Step):
+            self.step.select(kept)
+        if own:
+            self.sampling = replace(self.sampling, generator=[self.sampling.generator[i] for i in stay])
+        self.rows = [self.rows[i] for i in stay]
+
     def _scores(self) -> Float[Tensor, "b vocab"]:
         """Reads what is new; where a row has no position left for it, the last half of that row, from position 0."""
         length = self.model.config.length
-        late = [window > length for window in self.window]
-        if any(is_late and not done for is_late, done in zip(late, self.finished)):
+        done, late = ([those(row) for row in self.rows] for those in (self.finished.__getitem__, self._is_late))
+        if any(is_late and not is_done for is_late, is_done in zip(late, done)):
             ids, keep = self._slide(length)
         elif self.cache is None:
             ids, keep = self.ids, self.keep
         else:
-            ids = torch.tensor([[0 if done else text[-1]] for text, done in zip(self.texts, self.finished)])
-            keep = torch.tensor([[not done] for done in self.finished]) if any(late) else None
+            ids = torch.tensor([[0 if is_done else self.texts[row][-1]] for row, is_done in zip(self.rows, done)])
+            keep = torch.tensor([[not is_done] for is_done in done]) if any(late) else None
         step = self.step
         if (
             self.cache is None
@@ -200,38 +282,20 @@ class Decoding:
         device = self.ids.device
         return step(ids.to(device), None if keep is None else keep.to(device), self.cache)
 
+    def _is_late(self, row: int) -> bool:
+        return self.window[row] > self.model.config.length
+
     def _slide(self, length: int) -> tuple[Tensor, Tensor | None]:
         """What a fresh cache is to hold: of a full row its last half, of any other what it held, so that each row
         slides at a time of its own."""
         self.cache, half = None, max(1, length // 2)
-        self.window = [
-            1 if done else half if window > length else window for window, done in zip(self.window, self.finished)
-        ]
-        widest = max(self.window)
-        rows = [text[len(text) - window :] for text, window in zip(self.texts, self.window)]
+        for row in self.rows:
+            self.window[row] = 1 if self.finished[row] else half if self._is_late(row) else self.window[row]
+        rows = [self.texts[row][len(self.texts[row]) - self.window[row] :] for row in self.rows]
+        widest = max(map(len, rows))
         ids = torch.tensor([[0] * (widest - len(row)) + row for row in rows])
         keep = torch.tensor([[False] * (widest - len(row)) + [True] * len(row) for row in rows])
         return ids, None if bool(keep.all()) else keep
-
-    def _obey(self, logits: Float[Tensor, "b vocab"]) -> Float[Tensor, "b vocab"]:
-        """The scores as the repetition penalty, then the checkpoint's rules leave them: -inf for what may not come."""
-        if self.sampling.repetition_penalty != 1:
-            logits = penalise(logits, self.texts, self.sampling.repetition_penalty)
-        if not self.rules.constrains:
-            return logits
-        logits, vocab = logits.clone(), logits.shape[-1]
-        for row, text in enumerate(self.texts):
-            if self.finished[row]:
-                continue
-            must = forced(text, self.rules, self.left[row])
-            banned = set() if must else forbidden(text, self.rules, self.stop, len(text) - self.prompts[row])
-            if must:
-                logits[row], logits[row, list(must)] = -torch.inf, 0.0
-            elif banned := [token for token in banned if 0 <= token < vocab]:  # a stop id may be none of the model's
-                logits[row, banned] = -torch.inf
-                if bool(logits[row].isneginf().all()):
-                    raise ValueError("The checkpoint's generation config forbids every id that could come next.")
-        return logits
 
 
 def generate(
@@ -310,14 +374,16 @@ def _check_ids(config: Any, ids: Tensor, keep: Tensor | None) -> None:
         raise ValueError(f"ids go from {int(ids.min())} to {int(ids.max())}: this model knows 0 to {config.vocab - 1}.")
 
 
-def check_room(config: Any, prompts: Sequence[int], new: Sequence[int], *, slide: bool) -> None:
+def check_room(config: Any, prompts: Sequence[int], new: Sequence[int], *, slide: bool | None) -> None:
+    """`slide` None: it cannot."""
     if min(new) < 1:
         raise ValueError(f"max_new_tokens is {min(new)}: expected at least 1.")
     longest, wanted = max(zip(prompts, new), key=sum)
     if longest + wanted > config.length and not slide:
         room, fewer = config.length - longest, f"shorten the prompt to {max(1, config.length - wanted)} or fewer"
         mend = f"ask for at most {room} new tokens" if room > 0 else fewer
+        mend += "" if slide is None else ", or let it slide"
+        tokens = "tokens" if longest > 1 else "token"
         raise ValueError(
-            f"{longest} prompt tokens and {wanted} new do not fit a model of {config.length} positions: {mend}, "
-            "or let it slide."
+            f"{longest} prompt {tokens} and {wanted} new do not fit a model of {config.length} positions: {mend}."
         )

@@ -57,6 +57,12 @@ class Ragged:
         out[self.index] = x[0]
         return out.unflatten(0, self.shape)
 
+    def pack_heads(self, x: Float[Tensor, "b h t e"]) -> Float[Tensor, "1 h n e"]:
+        return rearrange(self.pack(rearrange(x, "b h t e -> b t (h e)")), "1 n (h e) -> 1 h n e", h=x.shape[1])
+
+    def unpack_heads(self, x: Float[Tensor, "1 h n e"]) -> Float[Tensor, "b h t e"]:
+        return rearrange(self.unpack(rearrange(x, "1 h n e -> 1 n (h e)")), "b t (h e) -> b h t e", h=x.shape[1])
+
     def attend(
         self,
         q: Float[Tensor, "1 h n e"],
@@ -78,12 +84,8 @@ class Padding:
         self.held, self.rows = layer, rows
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self.held.update(*(self._padded(x) for x in (k, v)))
+        self.held.update(*(self.rows.unpack_heads(x) for x in (k, v)))
         return k, v
-
-    def _padded(self, x: Float[Tensor, "1 h n e"]) -> Float[Tensor, "b h t e"]:
-        flat = rearrange(x, "1 h n e -> 1 n (h e)")
-        return rearrange(self.rows.unpack(flat), "b t (h e) -> b h t e", h=x.shape[1])
 
 
 def layer(cache: Any, number: int, rows: Ragged | None) -> Any:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +20,33 @@ from torch import Tensor
 END = "<|endoftext|>"
 # The special tokens of BERT by what they are for, in the order of its vocabularies; the names are those of its files.
 BERT = {"pad": "[PAD]", "unknown": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+# The same in the vocabularies of fairseq and Marian, BART's among them, where the first stands at a text's start.
+FAIRSEQ = {"pad": "<pad>", "unknown": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+# What a pair of tokenisers learnt here begins with: padding, the start and the end of a text.
+PAIR = tuple(FAIRSEQ[name] for name in ("pad", "cls", "sep"))
+TARGET = "target_tokenizer.json"  # beside a source's tokenizer.json, where the target has another
 CHUNK = 1 << 20  # characters encoded at once
 
 Text = str | Sequence[str]  # one, or a pair
 
 
 class TextTokenizer:
-    """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name.
+    """Wraps a `tokenizers.Tokenizer`; `files` are what a checkpoint saves to have it again, by name. Where what a model
+    writes is spelt otherwise than what it reads, `target` is the tokeniser of that, and `decode` reads its ids.
 
     One made here says in tokenizer_config.json which class of transformers reads it, and what its special tokens are
     for: left to guess by the model, transformers would build GPT-2's own around our vocabulary and drop what it cannot
     spell.
     """
 
-    def __init__(self, tokenizer: Tokenizer, files: dict[str, bytes] | None = None):
+    def __init__(
+        self, tokenizer: Tokenizer, files: dict[str, bytes] | None = None, *, target: "TextTokenizer | None" = None
+    ):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         names = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        said: dict[str, Any] = {_theirs(role): name for role, name in BERT.items() if name in names}
+        known = [*BERT.items(), *FAIRSEQ.items(), ("bos", FAIRSEQ["cls"]), ("eos", FAIRSEQ["sep"])]
+        said: dict[str, Any] = {_theirs(role): name for role, name in known if name in names}
         if {BERT["cls"], BERT["sep"]} <= names:  # else transformers would not say which text of a pair a token is of
             said["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         self.tokenizer = tokenizer
@@ -43,6 +54,7 @@ class TextTokenizer:
             "tokenizer.json": tokenizer.to_str(pretty=True).encode("utf-8"),
             "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | said).encode("utf-8"),
         }
+        self._target = target
         self.alphabet = _alphabet(tokenizer)
         self.cut = 0  # texts of which the end was left out so far
         self._shortened: dict[int, Tokenizer] = {}  # by the ids to which each cuts a text
@@ -53,8 +65,14 @@ class TextTokenizer:
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     def digest(self) -> str:
-        """sha256 over what it does, whatever files it came from."""
-        return hashlib.sha256(self.tokenizer.to_str().encode("utf-8")).hexdigest()
+        """sha256 over what it does, and its target, whatever files it came from."""
+        other = self._target.digest() if self._target else ""
+        return hashlib.sha256(f"{self.tokenizer.to_str()}{other}".encode()).hexdigest()
+
+    @property
+    def target(self) -> "TextTokenizer":
+        """The tokeniser of what a model writes: this one, if it has no other."""
+        return self._target or self
 
     @property
     def end(self) -> int | None:
@@ -69,11 +87,18 @@ class TextTokenizer:
         return frozenset(id for id, token in added if token.special)
 
     def role(self, name: str) -> int | None:
-        """The id that is `pad`, `unknown`, `cls`, `sep` or `mask`, if there is one: as its files say, or BERT's."""
+        """The id that is `pad`, `unknown`, `cls`, `sep` or `mask`, if there is one: as its files say, or as BERT or
+        fairseq has it."""
         said = _settings(self.files.get("tokenizer_config.json")).get(_theirs(name))
         said = said.get("content") if isinstance(said, dict) else said
         found = self.tokenizer.token_to_id(said) if isinstance(said, str) else None
-        return self.tokenizer.token_to_id(BERT[name]) if found is None else found
+        ids = [found, *(self.tokenizer.token_to_id(names[name]) for names in (BERT, FAIRSEQ))]
+        return next((id for id in ids if id is not None), None)
+
+    def unknown(self, ids: Iterable[int]) -> int:
+        """How many of the ids stand for what this vocabulary cannot spell."""
+        unknown = self.role("unknown")
+        return sum(id == unknown for id in ids)
 
     def encode(self, text: str) -> list[int]:
         """All of the text's ids, with the special tokens its file adds. A character without an id is a ValueError."""
@@ -154,6 +179,8 @@ class TextTokenizer:
             )
 
     def decode(self, ids: Sequence[int]) -> str:
+        if self._target:
+            return self._target.decode(ids)
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def size(self, id: int) -> int:
@@ -251,7 +278,7 @@ def _alphabet(tokenizer: Tokenizer) -> frozenset[str] | None:
 
 def characters(texts: Iterable[str], *, end: bool = False, special: Sequence[str] = ()) -> TextTokenizer:
     """A token for every character that occurs, by code point; with `end`, one more that ends a text. `special` tokens
-    come before them, and are put around a text as BERT does."""
+    come before them, and are put around a text as BERT does, or </s> after it."""
     known: set[str] = set()
     for text in texts:
         known.update(_without(text, special))
@@ -272,27 +299,62 @@ def _without(text: str, tokens: Iterable[str]) -> str:
 
 
 def _put_around(tokenizer: Tokenizer) -> None:
-    """[CLS] A [SEP] and [CLS] A [SEP] B [SEP], where there are such tokens (section 3 of BERT's paper)."""
+    """[CLS] A [SEP] and [CLS] A [SEP] B [SEP], where there are such tokens (section 3 of BERT's paper), or A </s>."""
     known = [(BERT[name], tokenizer.token_to_id(BERT[name])) for name in ("cls", "sep")]
     if all(id is not None for _, id in known):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=known
         )
+    elif (end := tokenizer.token_to_id(FAIRSEQ["sep"])) is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[(FAIRSEQ["sep"], end)]
+        )
 
 
-def train_bpe(texts: Iterable[str], vocab: int) -> TextTokenizer:
+def train_bpe(texts: Iterable[str], vocab: int, *, special: Sequence[str] = ()) -> TextTokenizer:
     """Byte-level BPE of at most `vocab` ids, learnt from the texts: the 256 bytes, so that any text can be spelt, then
-    the most frequent pairs, and last the end token. The same texts give the same ids. Too little text gives fewer."""
-    if vocab < 257:
-        raise ValueError(f"vocab is {vocab}: expected at least 257, the bytes and the end token.")
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
+    the most frequent pairs, and last the end token; or `special` tokens first and none last. The same texts give the
+    same ids. Too little text gives fewer."""
+    last = () if special else (END,)
+    if vocab < (least := 256 + len(special) + len(last)):
+        what = "the special tokens" if special else "the end token"
+        raise ValueError(f"vocab is {vocab}: expected at least {least}, the bytes and {what}.")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - len(last),
+        special_tokens=[*special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer = Tokenizer(models.BPE())
     _make_byte_level(tokenizer)
-    parts = (part for text in texts for part in text.split(END))  # where it is written out, it is no text to learn from
+    written = re.compile("|".join(map(re.escape, (*special, *last))))
+    parts = (part for text in texts for part in written.split(text))  # what is written out is no text to learn from
     tokenizer.train_from_iterator((piece for part in parts for piece in pieces(part, CHUNK)), trainer)
-    tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in (*special, *last)])
+    _put_around(tokenizer)
     return TextTokenizer(tokenizer)
+
+
+def train_pair_bpe(sources: Iterable[str], targets: Iterable[str], *, vocab: int, joint: bool = True) -> TextTokenizer:
+    """Byte-level BPE for a model that reads sources and writes targets: one tokeniser learnt from both, or, unless
+    `joint`, two of `vocab` ids each, the source's with its `target`. <pad>, <s> and </s> are 0, 1 and 2; a text ends
+    with </s>, and <s> is what a target is begun with."""
+    return _paired(partial(train_bpe, vocab=vocab, special=PAIR), sources, targets, joint)
+
+
+def pair_characters(sources: Iterable[str], targets: Iterable[str], *, joint: bool = True) -> TextTokenizer:
+    """The same, with a token for every character that occurs."""
+    return _paired(partial(characters, special=PAIR), sources, targets, joint)
+
+
+def _paired(
+    make: Callable[[Iterable[str]], TextTokenizer], sources: Iterable[str], targets: Iterable[str], joint: bool
+) -> TextTokenizer:
+    if joint:
+        return make(chain(sources, targets))
+    source, target = make(sources), make(targets)
+    files = source.files | {TARGET: target.files["tokenizer.json"]}
+    return TextTokenizer(source.tokenizer, files, target=target)
 
 
 def _make_byte_level(tokenizer: Tokenizer) -> None:
@@ -302,15 +364,39 @@ def _make_byte_level(tokenizer: Tokenizer) -> None:
 
 def byte_level_bpe(vocab: Path, merges: Path) -> TextTokenizer:
     """GPT-2's own tokeniser (section 2.2 of its paper), from vocab.json and merges.txt."""
+    tokenizer = _read_byte_level(vocab, merges)
+    if tokenizer.token_to_id(END) is not None:
+        tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
+    return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})
+
+
+def bart_bpe(vocab: Path, merges: Path) -> TextTokenizer:
+    """BART's tokeniser, from vocab.json and merges.txt: GPT-2's with ids of its own, and <s> and </s> around a text.
+    <mask> takes the white space before it, as it was when the model learnt to fill it."""
+    tokenizer, beside = _read_byte_level(vocab, merges), vocab.parent / "tokenizer_config.json"
+    said = _settings(beside.read_bytes() if beside.is_file() else None)
+    ids = {token: id for token, id in tokenizer.get_vocab().items() if token in FAIRSEQ.values()}
+    if lacks := [name for name in FAIRSEQ.values() if name not in ids]:
+        raise ValueError(f"{vocab} is no vocabulary of BART: it has no {', '.join(lacks)}.")
+    prefix = said.get("add_prefix_space", False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, lstrip=name == "<mask>") for name in ids])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=prefix
+    )
+    return TextTokenizer(
+        tokenizer, {path.name: path.read_bytes() for path in (vocab, merges, beside) if path.is_file()}
+    )
+
+
+def _read_byte_level(vocab: Path, merges: Path) -> Tokenizer:
     try:
         model = models.BPE.from_file(str(vocab), str(merges))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{vocab} and {merges.name} are no byte-level BPE ({error}).") from None
     tokenizer = Tokenizer(model)
     _make_byte_level(tokenizer)
-    if tokenizer.token_to_id(END) is not None:
-        tokenizer.add_special_tokens([AddedToken(END, normalized=False)])
-    return TextTokenizer(tokenizer, {"vocab.json": vocab.read_bytes(), "merges.txt": merges.read_bytes()})
+    return tokenizer
 
 
 def _make_wordpiece(tokenizer: Tokenizer, *, lower: bool, accents: bool | None = None, chinese: bool = True) -> None:
@@ -413,13 +499,17 @@ def wordpiece(vocab: Path) -> TextTokenizer:
 
 
 def read_tokenizer(file: Path) -> TextTokenizer:
-    """From a tokenizer.json, as the `tokenizers` library writes it."""
+    """From a tokenizer.json, as the `tokenizers` library writes it, with the target's beside it, if there is one."""
+    tokenizer = _parsed(file)
+    names = ["tokenizer_config.json", "special_tokens_map.json", *[TARGET][: file.name == "tokenizer.json"]]
+    beside = {name: file.parent / name for name in names if (file.parent / name).is_file()}
+    files = {"tokenizer.json": file.read_bytes()} | {name: path.read_bytes() for name, path in beside.items()}
+    target = TextTokenizer(_parsed(beside[TARGET]), files) if TARGET in beside else None
+    return TextTokenizer(tokenizer, files, target=target)
+
+
+def _parsed(file: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{file} is no tokeniser ({error}).") from None
-    beside = {name: file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")}
-    return TextTokenizer(
-        tokenizer,
-        {"tokenizer.json": file.read_bytes()} | {n: path.read_bytes() for n, path in beside.items() if path.is_file()},
-    )

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bert_reference
 import clip_reference
+import encoder_decoder_reference
 import reference
 import vision_reference
 
@@ -50,6 +51,12 @@ def hidden() -> dict[str, dict[str, torch.Tensor]]:
 
 def captioned() -> dict[str, dict[str, torch.Tensor]]:
     return {"whole": {"images": clip_reference.pictures(2, (8, 8)).float(), "ids": clip_reference.texts(4)}}
+
+
+def translated() -> dict[str, dict[str, torch.Tensor]]:
+    pair = {"source": encoder_decoder_reference.ids(2, 9), "target": encoder_decoder_reference.ids(2, 7, seed=2)}
+    source_keep, keep = torch.arange(9) < torch.tensor([[4], [9]]), torch.arange(7) < torch.tensor([[7], [3]])
+    return {"whole": pair, "ragged": {**pair, "source_keep": source_keep, "keep": keep}}
 
 
 def gpt2():
@@ -144,27 +151,63 @@ def clip_answer(model, images, ids):
     return model(input_ids=ids, pixel_values=images.double()).logits_per_image
 
 
-# Of each: a model, its places by our names, what it answers, the inputs.
+def encoder_decoder():
+    """That does not repeat itself: on such weights it would write one token for ever."""
+    heads = {"encoder_attention_heads": 3, "decoder_attention_heads": 4}
+    sizes = {"d_model": 24, "encoder_ffn_dim": 41, "decoder_ffn_dim": 43, "decoder_layers": 2, **heads}
+    model = encoder_decoder_reference.published("marian, two vocabularies", **sizes)
+    model.generation_config.no_repeat_ngram_size = 2
+    return model
+
+
+def encoder_decoder_places(model):
+    found = {}
+    for name, half in (("encoder", model.model.encoder), ("decoder", model.model.decoder)):
+        found[f"{name}.blocks.input"] = (half.layers[0],)
+        for i, block in enumerate(half.layers):
+            found |= {f"{name}.blocks.{i}.cross": block.encoder_attn} if name == "decoder" else {}
+            found[f"{name}.blocks.{i}"] = block
+    return found
+
+
+def encoder_decoder_answer(model, source, target, source_keep=None, keep=None):
+    """What it writes itself, first, for places are looked at when it is taught."""
+    real = torch.ones_like(source) if source_keep is None else source_keep.long()
+    write = {"attention_mask": real, "do_sample": False, "max_new_tokens": 8}
+    said = {name: model.generate(source, num_beams=beams, **write) for name, beams in (("greedy", 1), ("4 beams", 4))}
+    real_target = torch.ones_like(target) if keep is None else keep.long()
+    taught = model(source, attention_mask=real, decoder_input_ids=target, decoder_attention_mask=real_target)
+    return {"output": taught.logits, **said}
+
+
+# Of each: a model, its places by our names, what it answers, the inputs. A place is a module, for what it gives, or one
+# in a tuple, for what it is given.
 MODELS = {
     "GPT2": (gpt2, gpt2_places, gpt2_answer, written),
     "BERT": (bert, bert_places, bert_answer, read),
     "ViT": (vit, vit_places, vit_answer, seen),
     "MAE": (mae, mae_places, mae_answer, hidden),
     "CLIP": (clip, clip_places, clip_answer, captioned),
+    "EncoderDecoder": (encoder_decoder, encoder_decoder_places, encoder_decoder_answer, translated),
 }
 
 
 def answers(name, model, keep=None, **given):
-    """What stands at transformers' places, under our names: of tokens at the real ones."""
+    """What stands at transformers' places, under our names: of tokens at the real ones, which of an encoder's are those
+    of the source."""
     _, places, answer, _ = MODELS[name]
     found, padded = {}, {} if keep is None else {"keep": keep}
     for at, module in places(model).items():
-        module.register_forward_hook(lambda _, __, out, at=at: found.update({at: out}))
+        if isinstance(module, tuple):
+            module[0].register_forward_pre_hook(lambda _, given, at=at: found.update({at: given[0]}))
+        else:
+            module.register_forward_hook(lambda _, __, out, at=at: found.update({at: out}))
     with torch.no_grad():
         said = answer(model, **given, **padded)
     found |= said if isinstance(said, dict) else {"output": said}
     tensors = {at: out[0] if isinstance(out, tuple) else out for at, out in found.items()}
-    return {at: value if keep is None or value.ndim < 3 else value[keep] for at, value in tensors.items()}
+    real = {at: given.get("source_keep") if at.startswith("encoder.") else keep for at in tensors}
+    return {at: value if real[at] is None or value.ndim < 3 else value[real[at]] for at, value in tensors.items()}
 
 
 def tensors(name) -> dict[str, torch.Tensor]:
@@ -185,6 +228,8 @@ def facts(name) -> dict:
     versions = {each: version(each) for each in ("torch", "transformers")}
     named = f"transformers {versions['transformers']}, {type(model).__name__}"
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    if model.can_generate() and model.generation_config.no_repeat_ngram_size:  # it has no file of its own
+        config["no_repeat_ngram_size"] = model.generation_config.no_repeat_ngram_size
     return {"reference": named, "versions": versions, "config": config, "weights": None, "tokens": None}
 
 

@@ -277,10 +277,43 @@ def read_open_clip(published: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: {**silent, **parts[name]} for name, silent in OPEN_CLIP_SILENT.items()}
     found = _ours(said, CFG)
     image, text = said["vision_cfg"], said["text_cfg"]
+    if isinstance(image["layers"], list):
+        raise ValueError(f"open_clip_config.json says layers {image['layers']}, those of a ResNet: none is built here.")
     found |= {"image_heads": image["width"] // image["head_width"], "dim": model.get("embed_dim", 512)}
     found |= {"image_hidden": int(image["width"] * image["mlp_ratio"])}
     found |= {"text_hidden": int(text["width"] * text["mlp_ratio"])}
     return found | {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+
+
+def write_open_clip(config: Any, prepared: Preprocess, *, own_words: bool) -> dict[str, Any]:
+    """open_clip_config.json, which `read_open_clip` reads as this config. `own_words`: the tokeniser is not OpenAI's,
+    and lies beside it. ValueError for what open_clip has not. (Half of an odd margin it crops in a way of its own.)"""
+    fields, side, last = vars(config), config.image, config.vocab - 1
+    able = {"eps": (1e-5,), "activation": ("gelu", "quick_gelu"), "end": (None, last), "channels": (3,)}
+    wrong = [f"{name} {fields[name]!r}" for name, values in able.items() if fields[name] not in values]
+    modes = {(side, (side, side)): "shortest", ((side, side), None): "squash"}
+    if (way := (prepared.size, prepared.crop)) not in modes:
+        wrong.append(f"pictures of {side} that are resized to {way[0]} and cropped to {way[1]}")
+    if wrong:
+        raise ValueError(f"open_clip has no CLIP with {', or '.join(wrong)}: leave --layout out.")
+    parts: dict[str, Any] = {
+        part: {theirs: fields[ours] for ours, theirs in names.items()} | {"mlp_ratio": _ratio(fields, part[:-4])}
+        for part, names in CFG.items()
+    }
+    parts["vision_cfg"]["head_width"] = config.image_dim // config.image_heads
+    parts["text_cfg"] |= {"hf_tokenizer_name": "."} if own_words else {}  # of a folder, open_clip reads that of its own
+    said = {"interpolation": prepared.interpolation, "resize_mode": modes[way]}
+    return {
+        "model_cfg": {"embed_dim": config.dim, "quick_gelu": config.activation == "quick_gelu", **parts},
+        "preprocess_cfg": {"mean": list(prepared.mean), "std": list(prepared.std), **said},
+    }
+
+
+def _ratio(fields: Mapping[str, Any], part: str) -> float:
+    """What open_clip multiplies a width with, and rounds down."""
+    part = {"vision": "image"}.get(part, part)
+    dim, hidden = fields[f"{part}_dim"], fields[f"{part}_hidden"] or 4 * fields[f"{part}_dim"]
+    return hidden / dim if hidden % dim == 0 else (hidden + 0.5) / dim
 
 
 def _check_open_clip(name: str, said: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -36,12 +36,17 @@ CONFIGS = ("config.json", "open_clip_config.json")
 PREPROCESSOR = "preprocessor_config.json"
 ASSETS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt"),
+    *("source.spm", "target.spm", "target_vocab.json", "sentencepiece.bpe.model", "target_tokenizer.json"),
     PREPROCESSOR,
 )
 CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+MARIAN, MBART = ("source.spm", "target.spm", "vocab.json"), ("sentencepiece.bpe.model",)
 # A vocabulary and its merges under the names transformers reads, which we save, and under OpenAI's of GPT-2; then
-# WordPiece's, and OpenAI's of CLIP.
-VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",), (CLIP_MERGES,))
+# WordPiece's, OpenAI's of CLIP, and what SentencePiece cuts.
+VOCABULARIES = (
+    *(("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("vocab.txt",), (CLIP_MERGES,)),
+    *(MARIAN, MBART),
+)
 OURS = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 # What sentence-transformers keeps beside a model that makes one vector of a text. The rest is in folders it names.
 MODULES, SENTENCE, PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"

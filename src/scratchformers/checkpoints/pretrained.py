@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,10 @@ class Config:
                 raise ValueError(f"eps is {value!r}: expected 0 < eps < 1.")
             if field.name == "image":
                 object.__setattr__(self, "image", grid.checked(value, getattr(self, "patch")))  # noqa: B009
+            if field.name == "positions" and value not in ("learned", "sinusoids"):
+                raise ValueError(f"positions is {value!r}: expected learned or sinusoids.")
+            if field.name == "positions" and value == "sinusoids" and getattr(self, "dim") % 2:  # noqa: B009
+                raise ValueError("dim is odd: expected it to be even for sinusoids, half sines and half cosines.")
             if field.name == "activation" and value not in ACTIVATIONS:
                 raise ValueError(f"activation is {value!r}: expected one of {', '.join(ACTIVATIONS)}.")
             if field.type is bool and not isinstance(value, bool):
@@ -65,9 +70,28 @@ def _words(value: Any) -> tuple[tuple[int, ...], ...]:
     return words
 
 
+def _count(value: Any) -> int:
+    if _number(value) < 1:
+        raise ValueError
+    return value
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _early(value: Any) -> bool | str:
+    if not isinstance(value, bool) and value != "never":
+        raise ValueError
+    return value
+
+
+BOS = "bos_token_id"
 # Our names of what a generation config says, the published ones, and how a value is read.
 DECODING: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "start": ("bos_token_id", _number),
+    "start": (BOS, _number),
     "end": ("eos_token_id", _ids),
     "pad": ("pad_token_id", _number),
     "forced_start": ("forced_bos_token_id", _number),
@@ -78,8 +102,23 @@ DECODING: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "min_new_tokens": ("min_new_tokens", _number),
     "max_new_tokens": ("max_new_tokens", _number),
     "no_repeat_ngram": ("no_repeat_ngram_size", _number),
+    "beams": ("num_beams", _count),
+    "length_penalty": ("length_penalty", _real),
+    "early_stopping": ("early_stopping", _early),
+}
+EXPECTED = {
+    _number: "a whole number from 0",
+    _ids: "ids",
+    _words: "ids",
+    _count: "a whole number from 1",
+    _real: "a number",
+    _early: 'true, false or "never"',
 }
 TOKENS = ("start", "end", "pad")
+
+
+def _decoding(first: str) -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    return DECODING | {"start": (first, _number)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,26 +137,31 @@ class Generation:
     min_new_tokens: int = 0
     max_new_tokens: int | None = None
     no_repeat_ngram: int = 0  # no sequence of this many ids twice; 0 allows any
+    beams: int = 1  # texts that a search keeps; as `beam_search` takes what follows
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     other: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, published: Mapping[str, Any]) -> Self:
+    def read(cls, published: Mapping[str, Any], first: str = BOS) -> Self:
+        """`first` is what a file calls the id that a text begins with."""
         values = {}
-        for ours, (theirs, parse) in DECODING.items():
+        for ours, (theirs, parse) in _decoding(first).items():
             value = published.get(theirs)
             if value is None or (ours in TOKENS and _is_int(value) and value < 0):  # some write -1 for none
                 continue
             try:
                 values[ours] = parse(published[theirs])
             except ValueError:
-                what = "a whole number from 0" if parse is _number else "ids"
-                raise ValueError(f"The checkpoint says {theirs} {published[theirs]!r}: expected {what}.") from None
+                raise ValueError(
+                    f"The checkpoint says {theirs} {published[theirs]!r}: expected {EXPECTED[parse]}."
+                ) from None
         return cls(**values, other=published)
 
-    def write(self) -> dict[str, Any]:
+    def write(self, first: str = BOS) -> dict[str, Any]:
         """As generation_config.json has it: `other`, and what this object says differently."""
-        said, out = Generation.read(self.other), dict(self.other)
-        for ours, (theirs, _) in DECODING.items():
+        said, out = Generation.read(self.other, first), dict(self.other)
+        for ours, (theirs, _) in _decoding(first).items():
             value = getattr(self, ours)
             if ours in TOKENS or value != getattr(said, ours):
                 ids = list(value) if isinstance(value, tuple) else value
@@ -167,6 +211,7 @@ class Pretrained(nn.Module):
     config_class: ClassVar[type[Config]]
     presets: ClassVar[Mapping[str, Config]]
     layouts: ClassVar[tuple[tables.Layout, ...]]
+    first_id: ClassVar[str] = BOS  # as files call the id that a text begins with
 
     def __init__(self, config: Config):
         super().__init__()
@@ -234,8 +279,9 @@ class Pretrained(nn.Module):
         if source.is_dir():
             model.assets = files.read_assets(source)
             has_own = (source / files.GENERATION).is_file()
-            said = files.read_json(source / files.GENERATION) if has_own else _decoding_fields(published, DECODING)
-            model.generation = Generation.read(said)
+            in_config = _decoding_fields(published, DECODING, cls.first_id)
+            said = files.read_json(source / files.GENERATION) if has_own else in_config
+            model.generation = Generation.read(said, cls.first_id)
         model.published, model.layout = published, layout.model_type
         with contextlib.suppress(ValueError):  # what cannot be done here is said where it is asked for
             if files.PREPROCESSOR not in model.assets and (found := layout.preprocess(published, config, weights.stem)):
@@ -267,12 +313,12 @@ class Pretrained(nn.Module):
         """
         folder = Path(folder)
         layout = self.saved_as()
-        generation = self.generation.write()
+        generation = self.generation.write(self.first_id)
         said = layout.describe(self)
         published = self.published if self.layout in ("", layout.model_type) else {}
         came, now = layout.write(self.read_as), layout.write(self.config)
         changed = {name: value for name, value in now.items() if name not in came or came[name] != value}
-        tokens = _decoding_fields(generation, TOKENS)
+        tokens = _decoding_fields(generation, TOKENS, self.first_id)
         if not hasattr(self, "start"):  # a model that writes says also that it has none
             tokens = {name: value for name, value in tokens.items() if value is not None or name in published}
         config = {**now, **published, **changed, **tokens, **said}
@@ -326,8 +372,8 @@ def read_config(source: Path) -> dict[str, Any]:
     return files.read_json(source / configs[-1 if names[0] in files.OPEN_CLIP else 0])
 
 
-def _decoding_fields(published: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    theirs = [DECODING[name][0] for name in names]
+def _decoding_fields(published: Mapping[str, Any], names: Iterable[str], first: str) -> dict[str, Any]:
+    theirs = [_decoding(first)[name][0] for name in names]
     return {name: published[name] for name in theirs if name in published}
 
 
@@ -367,5 +413,9 @@ def _compare(a: Mapping[str, Any], b: Mapping[str, Any], where: str, source: Pat
 def spelt_out(config: Config) -> dict[str, Any]:
     """The fields, those that follow from others too: configs that mean the same are equal."""
     fields = dataclasses.asdict(config)
-    follow = [name for name, value in fields.items() if value is None and name.endswith("hidden")]
-    return fields | {name: 4 * fields[name.replace("hidden", "dim")] for name in follow}
+    for name in [name for name, value in fields.items() if value is None]:
+        if (dim := name.replace("hidden", "dim")) != name and dim in fields:
+            fields[name] = 4 * fields[dim]
+        elif name.startswith("decoder_"):
+            fields[name] = fields[name.removeprefix("decoder_")]
+    return fields

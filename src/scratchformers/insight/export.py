@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import scratchformers
-from scratchformers.checkpoints import files, hub
+from scratchformers.checkpoints import files, hub, tables
+from scratchformers.checkpoints.clip import write_open_clip
 from scratchformers.grid import height_width
-from scratchformers.models import load
+from scratchformers.models import load, load_preprocess, load_tokenizer
+from scratchformers.models.clip import CLIP
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 README, CURVE = "README.md", "loss.png"
+WORDS, OPENAIS = "a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]  # by which OpenAI's tokeniser is known
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def use_of(model: Any) -> Use:
 # Who reads a layout besides us, what the card says of that, and how its weights are loaded there.
 TRANSFORMERS = ("transformers", "in the layout that Hugging Face's transformers reads")
 TIMM = ("timm", "in the layout that timm reads")
+OPEN_CLIP = ("open_clip", "in the layout that open_clip reads")
 OURS = ("scratchformers", "in a layout of ScratchFormers' own: Hugging Face's transformers has no such model")
 
 
@@ -162,12 +166,20 @@ class Wanted:
     language: str | None = None
 
 
-def export(source: Path, out: Path, *, dtype: str | None = None, overwrite: bool = False, wanted: Wanted) -> list[str]:
+def export(
+    source: Path,
+    out: Path,
+    *,
+    layout: Literal["open_clip"] | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    wanted: Wanted,
+) -> list[str]:
     """Writes the checkpoint of a run's folder, or of a model's, into `out`; returns the names of the files.
 
-    The layout is that of transformers, where it can express the model, else the source's, or our own. Weights are
-    stored as the source stores them, unless `dtype` says otherwise. Raises ValueError where `out` is the source, or
-    holds anything and `overwrite` is not set; what else lies in it stays.
+    The layout is the one asked for, of a CLIP; else that of transformers, where it can express the model, else the
+    source's, or our own. Weights are stored as the source stores them, unless `dtype` says otherwise. Raises ValueError
+    where `out` is the source, or holds anything and `overwrite` is not set; what else lies in it stays.
     """
     run, folder = _run(source)
     _check(source, folder, out, overwrite)
@@ -177,15 +189,40 @@ def export(source: Path, out: Path, *, dtype: str | None = None, overwrite: bool
     model = load(folder, dtype=chosen)
     if model.layout != model.layouts[0].model_type and model.layouts[0].holds(model.config):
         model.published = {}  # which belongs to another layout: it is saved in that of transformers
-    model.save_pretrained(out)
+    if layout is None:
+        written, reader = _save(model, out), read_by(model)
+    else:
+        written, reader = _save_for_open_clip(model, folder, out), OPEN_CLIP
     name = wanted.name or out.absolute().name
-    card = hub.model_card(_body(model, run, name), **_data(model, run, wanted, name))
+    card = hub.model_card(_body(model, run, name, reader), **_data(model, run, wanted, name, reader))
     extra = {README: partial(_write, content=card.encode("utf-8"))}
     if run is not None and (run.folder / CURVE).is_file():
         extra[CURVE] = partial(_write, content=(run.folder / CURVE).read_bytes())
     files.write_together(out, extra)
-    generation = [files.GENERATION] if hasattr(model, "start") else []
-    return ["config.json", *generation, "model.safetensors", *sorted(model.assets), *sorted(extra)]
+    return [*written, *sorted(model.assets), *sorted(extra)]
+
+
+def _save(model: Any, out: Path) -> list[str]:
+    model.save_pretrained(out)
+    return ["config.json", *([files.GENERATION] if hasattr(model, "start") else []), "model.safetensors"]
+
+
+def _save_for_open_clip(model: Any, folder: Path, out: Path) -> list[str]:
+    """Under the names that `open_clip.create_model_and_transforms("local-dir:OUT")` looks for."""
+    if not isinstance(model, CLIP):
+        raise ValueError(f"open_clip reads no {type(model).__name__}: leave --layout out.")
+    weights, config = files.OPEN_CLIP[0], files.CONFIGS[1]
+    first = [name for name in (*files.WEIGHTS, *files.CONFIGS) if name not in (weights, config)]
+    if found := [name for name in first if (out / name).exists()]:
+        raise ValueError(f"{out} holds {found[0]}, which would be read instead: choose another folder.")
+    (layout,) = (each for each in model.layouts if each.model_type == "open_clip")
+    own_words = model.assets.keys() > {files.PREPROCESSOR} and load_tokenizer(folder).encode(WORDS) != OPENAIS
+    said = write_open_clip(model.config, load_preprocess(folder, model=model), own_words=own_words)
+    tensors = tables.save(layout, model.state_dict(), model.config)
+    writers = {name: partial(_write, content=content) for name, content in model.assets.items()}
+    writers |= {weights: partial(files.save_tensors, tensors=tensors), config: partial(files.write_json, content=said)}
+    files.write_together(out, writers, last=config)
+    return [config, weights]
 
 
 @dataclass(frozen=True)
@@ -231,9 +268,9 @@ def _check(source: Path, folder: Path, out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} is not empty: choose another folder, or pass --overwrite.")
 
 
-def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, Any]:
+def _data(model: Any, run: _Run | None, wanted: Wanted, name: str, reader: tuple[str, str]) -> dict[str, Any]:
     """The card's head, as huggingface_hub names things."""
-    (library, _), use = read_by(model), use_of(model)
+    (library, _), use = reader, use_of(model)
     data: dict[str, Any] = {"library_name": library, "pipeline_tag": use.tag, "model_name": name}
     kind = model.saved_as().model_type if library == "transformers" else type(model).__name__.lower()
     data["tags"] = ["scratchformers", kind]
@@ -251,13 +288,13 @@ def _data(model: Any, run: _Run | None, wanted: Wanted, name: str) -> dict[str, 
     return data
 
 
-def _body(model: Any, run: _Run | None, name: str) -> str:
+def _body(model: Any, run: _Run | None, name: str, reader: tuple[str, str]) -> str:
     kind, config = type(model).__name__, vars(model.config)
     size = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     said = [
         f"# {name}",
-        f"{kind} of {size:,} parameters, stored as {dtype}, {read_by(model)[1]}.",
+        f"{kind} of {size:,} parameters, stored as {dtype}, {reader[1]}.",
     ]
     said += [_table([(key, _follows(key) if value is None else value) for key, value in config.items()])]
     said += (
@@ -265,7 +302,7 @@ def _body(model: Any, run: _Run | None, name: str) -> str:
         if run
         else ["## Training", "How it was trained is not known to ScratchFormers, which wrote this card."]
     )
-    said += ["## Use", _use(model, name)]
+    said += ["## Use", _use(model, name, reader)]
     versions = f"Written by ScratchFormers {scratchformers.__version__}, with torch {torch.__version__}."
     return "\n\n".join([*said, versions]) + "\n"
 
@@ -328,15 +365,18 @@ def _achieved(run: _Run, use: Use, best: Mapping[str, Any]) -> str:
     return f"{figures}, at step {best['step']:,}, the best of the run{nothing}."
 
 
-def _use(model: Any, name: str) -> str:
-    (library, _), use, prepared = read_by(model), use_of(model), bool(model.assets)
+def _use(model: Any, name: str, reader: tuple[str, str]) -> str:
+    (library, _), use, prepared = reader, use_of(model), bool(model.assets)
     ours = use.ours if prepared else ("import scratchformers as sf", "", 'model = sf.load("{name}")')
     kind, called = use.reads.theirs
     theirs = [f"from transformers import {use.theirs}{f', {kind}' if prepared else ''}", ""]
     theirs += [f'{called} = {kind}.from_pretrained("{name}")'] if prepared else []
     theirs += [f'model = {use.theirs}.from_pretrained("{name}")']
     of_timm = ["import timm", "", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
-    others = {"transformers": [theirs], "timm": [of_timm], "scratchformers": []}[library]
+    here = f'"local-dir:{name}"'
+    of_open_clip = ["import open_clip", "", f"model, _, preprocess = open_clip.create_model_and_transforms({here})"]
+    of_open_clip += [f"tokenizer = open_clip.get_tokenizer({here})"] if prepared else []
+    others = {"transformers": [theirs], "timm": [of_timm], "open_clip": [of_open_clip], "scratchformers": []}[library]
     blocks = [[line.format(name=name) for line in ours], *others]
     return "\n\n".join("```python\n" + "\n".join(lines) + "\n```" for lines in blocks)
 

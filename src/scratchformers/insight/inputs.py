@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,11 +23,16 @@ from scratchformers.checkpoints.pretrained import read_config
 from scratchformers.grid import height_width
 from scratchformers.images import open_picture
 from scratchformers.models import load_preprocess, load_tokenizer
+from scratchformers.text import TextTokenizer
 
 TEXTS = (
     "Hello, world!", " leading and trailing ", "it's they'll WE'VE", "a\n\nb\tc\r\n", "1905 19 05 3.14159",
     "naïve façade ÅÄÖ ß", "Привет, мир", "你好,世界 日本語", "👩\u200d👧 🏳\ufe0f\u200d🌈 😀", "e\u0301 \u00e9 \u00a0",
     "...!!!???", "<|endoftext|>", "one<|endoftext|>two", "x" * 500, "    indented(code)",
+)  # fmt: skip
+SENTENCES = (  # for a model that translates
+    "A man in a blue shirt is standing on a ladder, cleaning a window.", "Two dogs run across the snow.",
+    "Zwei junge Männer sitzen auf der Straße und spielen Schach.", "\u201cWait!\u201d \u2013 she can't mean it\u2026",
 )  # fmt: skip
 OWN = 300  # ids whose text is one more text
 Found = dict[str, Any]  # by example, what it becomes; None where it is refused
@@ -46,8 +52,8 @@ class Inputs(ABC):
         """The same of transformers. It may raise anything."""
 
     @abstractmethod
-    def suits(self, found: Found, config: Any) -> tuple[list[int], str | None]:
-        """The ids of the examples, where they are texts, and what of them does not fit the model."""
+    def suits(self, found: Found, config: Any) -> tuple[list[list[int]], str | None]:
+        """The ids of each example, where they are texts, and what of them does not fit the model."""
 
     def note(self, source: Path) -> str:
         """What of ours was not compared, if anything."""
@@ -62,41 +68,48 @@ class Texts(Inputs):
     """Of a text [its ids, what they are decoded to], or None where it cannot be spelt."""
 
     name, word, fact = "tokenizer", "tokeniser", "tokens"
+    texts = TEXTS
 
     def __init__(self, *, own: bool):
         self.own = own
 
     def ours(self, source: Path, known: Iterable[str] | None = None) -> Found | str:
-        """Of TEXTS, and with `own` one of the tokeniser's own words."""
+        """Of `texts`, and with `own` one of the tokeniser's own words."""
         try:
             tokenizer = load_tokenizer(source)
         except FileNotFoundError:
             return "none"
         found: Found = {}
         own = [tokenizer.decode(range(min(OWN, tokenizer.vocab)))] if self.own else []
-        for text in (*TEXTS, *own) if known is None else known:
+        for text in (*self.texts, *own) if known is None else known:
             found[text] = None  # refused: it holds characters without an id
             with contextlib.suppress(ValueError):
-                ids = tokenizer.encode(text)
-                found[text] = [ids, tokenizer.decode(ids)]
+                found[text] = self.spelt(tokenizer, text)
         return found
+
+    def spelt(self, tokenizer: TextTokenizer, text: str) -> list[Any]:
+        ids = tokenizer.encode(text)
+        return [ids, tokenizer.decode(ids)]
 
     def theirs(self, transformers: Any, source: Path, ours: Found) -> Found:
         """Characters without an id it drops: a text that does not come back is one it refuses, if ours does."""
         tokenizer = _their_tokenizer(transformers, source)
         found: Found = {}
         for text, spelt in ours.items():
-            ids = list(tokenizer(text)["input_ids"])
-            back = tokenizer.decode(ids)
-            found[text] = None if spelt is None and back != text else [ids, back]
+            found[text] = self.spelt_by(tokenizer, text)
+            if spelt is None and found[text][1] != text:
+                found[text] = None
         return found
 
-    def suits(self, found: Found, config: Any) -> tuple[list[int], str | None]:
-        ids = [id for spelt in found.values() if spelt for id in spelt[0]]
-        if not ids or max(ids) < config.vocab:
-            return ids, None
-        what = f"it gives id {max(ids)}, and the model knows 0 to {config.vocab - 1}"
-        return [], f"The tokeniser is not this model's: {what}."
+    def spelt_by(self, tokenizer: Any, text: str) -> list[Any]:
+        """The same by transformers' tokeniser."""
+        ids = list(tokenizer(text)["input_ids"])
+        return [ids, tokenizer.decode(ids)]
+
+    def suits(self, found: Found, config: Any) -> tuple[list[list[int]], str | None]:
+        rows = [spelt[0] for spelt in found.values() if spelt]
+        misfit = _misfit(rows, config.vocab)
+        return [] if misfit else rows, misfit
 
     def compare(self, ours: Found, theirs: Found, whose: str) -> tuple[str, str | None]:
         different = [text for text in theirs if ours.get(text, ()) != theirs[text]]
@@ -114,7 +127,47 @@ class Texts(Inputs):
         )
 
 
+class Pairs(Texts):
+    """Of a text [its ids as a source, what its ids as a target are decoded to, these], or None where it cannot be
+    spelt."""
+
+    texts = (*SENTENCES, *TEXTS)
+
+    def ours(self, source: Path, known: Iterable[str] | None = None) -> Found | str:
+        """transformers' own reading of mBART's file for SentencePiece is no reference: it forgets a table of it."""
+        if (source / files.MBART[0]).is_file() and not (source / "tokenizer.json").is_file():
+            return f"not compared, for transformers leaves out what {files.MBART[0]} normalises"
+        return super().ours(source, known)
+
+    def spelt(self, tokenizer: TextTokenizer, text: str) -> list[Any]:
+        ids = tokenizer.target.encode(text)
+        return [tokenizer.encode(text), tokenizer.decode(ids), ids]
+
+    def spelt_by(self, tokenizer: Any, text: str) -> list[Any]:
+        ids = list(tokenizer(text_target=text)["input_ids"])
+        return [list(tokenizer(text)["input_ids"]), tokenizer.decode(ids, use_source_tokenizer=False), ids]
+
+    def suits(self, found: Found, config: Any) -> tuple[list[list[int]], str | None]:
+        """Of sources and of targets in turn."""
+        sources, targets = ([spelt[i] for spelt in found.values() if spelt] for i in (0, 2))
+        misfit = _misfit(sources, config.vocab) or _misfit(targets, config.target_vocab or config.vocab)
+        return [] if misfit else [ids for pair in zip(sources, targets) for ids in pair], misfit
+
+
+def _misfit(rows: Iterable[Iterable[int]], vocab: int) -> str | None:
+    largest = max((id for ids in rows for id in ids), default=0)
+    if largest < vocab:
+        return None
+    return f"The tokeniser is not this model's: it gives id {largest}, and the model knows 0 to {vocab - 1}."
+
+
 def _their_tokenizer(transformers: Any, source: Path) -> Any:
+    with warnings.catch_warnings():  # Marian's asks for a package that it never uses
+        warnings.simplefilter("ignore")
+        return _read_by(transformers, source)
+
+
+def _read_by(transformers: Any, source: Path) -> Any:
     if any((source / name).is_file() for name in ("tokenizer.json", files.VOCABULARIES[0][0])):
         return transformers.AutoTokenizer.from_pretrained(source)
     with tempfile.TemporaryDirectory() as folder:  # OpenAI's names it does not know: it would make an empty tokeniser
@@ -124,7 +177,11 @@ def _their_tokenizer(transformers: Any, source: Path) -> Any:
 
 
 def _spelt(spelling: list[Any] | None) -> str:
-    return "gives none" if spelling is None else f"{spelling[0][:8]}, read back as {spelling[1][:30]!r}"
+    if spelling is None:
+        return "gives none"
+    ids, back, *others = spelling
+    as_target = "".join(f"as a target {other[:8]}, " for other in others)
+    return f"{ids[:8]}, {as_target}read back as {back[:30]!r}"
 
 
 class Pictures(Inputs):
@@ -167,7 +224,7 @@ class Pictures(Inputs):
         what = "half of an odd margin, which this one rounds to even, being rounded down as transformers does"
         return f", {what}" if rounds else ""
 
-    def suits(self, found: Found, config: Any) -> tuple[list[int], str | None]:
+    def suits(self, found: Found, config: Any) -> tuple[list[list[int]], str | None]:
         expected = [config.channels, *height_width(config.image)]
         shapes = [numbers[0] for numbers in found.values() if numbers is not None]
         other = next((shape for shape in shapes if shape != expected), expected)
@@ -227,4 +284,4 @@ def _file(picture: Image.Image, form: str, **options: Any) -> bytes:
 
 
 # transformers' CLIPTokenizer is not OpenAI's, which ours is: they part where a text needs repair, as its own tokens do.
-TEXT, CAPTION, PICTURE = Texts(own=True), Texts(own=False), Pictures()
+TEXT, CAPTION, PICTURE, PAIR = Texts(own=True), Texts(own=False), Pictures(), Pairs(own=False)

@@ -1,7 +1,7 @@
 """A text or a picture read by a model, or a picture with texts, and what `record` saw, as data and as a picture."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,17 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
+from tokenizers import decoders
 from torch import Tensor, nn
 
+from scratchformers.generate import generate
 from scratchformers.grid import check_pictures
 from scratchformers.images import Preprocess, to_mode
 from scratchformers.insight.pictures import (
     as_read,
     attention_grid,
     attention_heads,
+    cross_attention,
     drawable,
     lens_picture,
     logit_lens,
@@ -82,7 +85,7 @@ def _lens(model: nn.Module, tokenizer: TextTokenizer, found: Record, tokens: lis
 
 
 def _attention(found: Record, tokens: list[str], layer: int | None, head: int | None, *, title: str) -> Seen:
-    names, numbers = list(found.attention), _heads(found, layer, head)
+    names, numbers = list(found.attention), _heads(found.attention, layer, head)
     chosen = names if layer is None else [names[layer]]
     weights = [_array(found.attention[name][0, numbers]) for name in chosen]
     data = {"tokens": tokens, "heads": numbers, "attention": {n: w.tolist() for n, w in zip(chosen, weights)}}
@@ -96,9 +99,61 @@ def _attention(found: Record, tokens: list[str], layer: int | None, head: int | 
     return Seen(data, figure, drawn=len(tokens[cut]), left_out=len(tokens) - len(tokens[cut]))
 
 
-def _heads(found: Record, layer: int | None, head: int | None) -> list[int]:
+def look_across(
+    model: Any,
+    tokenizer: TextTokenizer,
+    text: str,
+    *,
+    target: str | None = None,
+    what: str,
+    layer: int | None = None,
+    head: int | None = None,
+) -> Seen:
+    """Where in the text an encoder-decoder looked when it wrote each token of its own translation, greedily made, or of
+    the `target`: the attention of one layer's heads, by default the last's. ValueError for an empty text or target, and
+    for a layer or head there is not."""
+    if what != "attention":
+        raise ValueError(f"There is no {what} of a model that reads one text and writes another: choose attention.")
+    if not text.strip() or (target is not None and not target.strip()):
+        raise ValueError(f"The {'text' if not text.strip() else 'target'} is empty: there is nothing to look at.")
+    check_belongs(tokenizer, model)
+    source = torch.tensor([tokenizer.encode(text)], device=next(model.parameters()).device)
+    if target is None:
+        written = generate(model, source, max_new_tokens=model.config.length - 1)
+    else:
+        ids = tokenizer.target.encode(target)
+        ends = [i + 1 for i, id in enumerate(ids) if id in model.generation.end]  # mBART has a language behind it
+        with torch.no_grad():
+            begin = model.start(source, None)[0]
+        written = torch.cat([begin, begin.new_tensor([ids[: min(ends, default=None)]])], dim=1)
+    with torch.no_grad(), record(model) as found:
+        model(source, written[:, :-1])
+    crossed = {name: weights for name, weights in found.attention.items() if name.endswith(".cross")}
+    numbers, at = _heads(crossed, layer, head), list(crossed)[-1 if layer is None else layer]
+    read = [_piece(tokenizer, id) for id in source[0].tolist()]
+    wrote = [_piece(tokenizer.target, id) for id in written[0, 1:].tolist()]
+    weights = _array(crossed[at][0, numbers])
+    data = {"source": read, "target": wrote, "layer": at, "heads": numbers, "attention": weights.tolist()}
+    t, s = (slice(max(0, len(tokens) - LEGIBLE["attention"]), None) for tokens in (wrote, read))
+
+    def figure() -> Figure:
+        title = f"{at}: {drawable(_short(text))}"
+        return cross_attention(weights[:, t, s], wrote[t], read[s], numbers=numbers, title=title)
+
+    return Seen(data, figure, drawn=LEGIBLE["attention"], left_out=max(t.start, s.start))
+
+
+def _piece(tokenizer: TextTokenizer, id: int) -> str:
+    """As it stands in a text, with the space that begins a word."""
+    cutter = tokenizer.tokenizer
+    if isinstance(cutter.decoder, decoders.ByteLevel):
+        return cutter.decode([id], skip_special_tokens=False)
+    return str(cutter.id_to_token(id)).replace("▁", " ")
+
+
+def _heads(found: Mapping[str, Tensor], layer: int | None, head: int | None) -> list[int]:
     """The numbers of those asked for. ValueError for a layer or head there is not."""
-    layers, heads = len(found.attention), found.attention[0].shape[1]
+    layers, heads = len(found), next(iter(found.values())).shape[1]
     if layer is not None and not -layers <= layer < layers:
         raise ValueError(f"--layer is {layer}: this model has layers 0 to {layers - 1}.")
     if head is not None and not 0 <= head < heads:
@@ -139,7 +194,7 @@ def look_at_picture(
         maps, names, label = maps[None], ["attention rollout"], f"share of a patch in what is read,\n{reader}"
         title = f"Attention rollout: {drawable(name)}"
     else:
-        numbers, at = _heads(found, layer, head), list(found.attention)[-1 if layer is None else layer]
+        numbers, at = _heads(found.attention, layer, head), list(found.attention)[-1 if layer is None else layer]
         maps, own = as_read(model, found.attention[at][0, numbers])
         data |= {"layer": at, "heads": numbers, "attention": maps.tolist(), "class_token": own.tolist()}
         kept = [f" ({share:.0%} on itself)" if reads else "" for share in own.tolist()]
@@ -174,6 +229,8 @@ def look_for(
         wanted = F.normalize(model.encode_text(ids.to(x.device)), dim=-1)
     with torch.enable_grad(), record(model) as found:  # a gradient of the picture, for the model may not learn
         cosines = wanted @ F.normalize(model.encode_image(x.requires_grad_()), dim=-1)[0]
+        if not cosines.isfinite().all():
+            raise ValueError("The cosines are not finite: the model's weights hold NaN, or overflow.")
         scores, attention = model.scale.detach().exp() * cosines, list(found.attention.values())
         gradients = [torch.autograd.grad(each, attention, retain_graph=True) for each in scores]
     with torch.no_grad():

@@ -23,8 +23,8 @@ SET = (ast.Assign, ast.AugAssign)
 SCOPES = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)  # of variables
 HEADER = '''"""{about}
 
-Printed by `scratchformers page {name}` {version}, MIT licence. It needs torch and einops only, and is yours to change.
-Its parameters are named as there, so published weights come in by way of a state dict:
+Printed by `scratchformers page {name}` {version}, MIT licence. It needs torch and einops only, and is
+yours to change. Its parameters are named as there, so published weights come in by way of a state dict:
 
     torch.save(scratchformers.load(source).state_dict(), "weights.pt")  # once, where scratchformers is installed
     model = {model}(PRESETS["{preset}"]).eval()
@@ -53,14 +53,14 @@ class Module:
 
 def names() -> list[str]:
     """Of the models there are pages of."""
-    return sorted(path.stem for path in (ROOT / "models").glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem.replace("_", "-") for path in (ROOT / "models").glob("*.py") if path.stem != "__init__")
 
 
 def page(name: str) -> str:
     """The one file for the model of this name. Raises ValueError where there is no such model."""
     if name not in names():
         raise ValueError(f"There is no model {name!r}: expected one of {', '.join(names())}.")
-    own = _read(f"{PACKAGE}.models.{name}")
+    own = _read(f"{PACKAGE}.models.{name.replace('-', '_')}")
     needed = _gather(own, ["PRESETS", *own.models])
     first = next(_presets(own, "PRESETS"))
     about = ast.get_docstring(own.tree) or ""
@@ -72,6 +72,8 @@ def page(name: str) -> str:
         else ""
     )
     facts = {"about": about, "name": name, "version": scratchformers.__version__, "model": own.models[-1]}
+    asks = any(ast.unparse(node) == "self.generation" for node in ast.walk(model))
+    parts += "\nmodel.start asks model.generation.start what to begin with.\n" if asks else ""
     facts["parts"] = parts
     parts = [HEADER.format(**facts, preset=first), "\n\n".join(_imports(needed))]
     for module, nodes in needed:

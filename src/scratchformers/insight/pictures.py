@@ -66,22 +66,52 @@ def attention_grid(attention: Sequence[np.ndarray], *, names: Sequence[str], tit
 def attention_heads(weights: np.ndarray, tokens: Sequence[str], *, numbers: Sequence[int], title: str = "") -> Figure:
     """Weights (heads, t, s) of one layer, tokens at the axes: each row says where that token looks. `numbers` are the
     heads' own."""
-    columns = min(4, len(weights))
-    rows, side = -(-len(weights) // columns), max(2.2, 0.17 * len(tokens) + 1.0)
-    figure = Figure(figsize=(columns * side + 0.8, rows * side + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    labels, font = [visible(token) for token in tokens], 8 if len(tokens) <= 24 else 6
-    for number, axes in enumerate(grid.flat):
+    names = [f"head {number}" for number in numbers]
+    return _panels(weights, tokens[-weights.shape[1] :], tokens[-weights.shape[2] :], names=names, title=title)
+
+
+def cross_attention(
+    weights: np.ndarray, target: Sequence[str], source: Sequence[str], *, numbers: Sequence[int], title: str = ""
+) -> Figure:
+    """Weights (heads, t, s) of one layer of a decoder: each row says where in the source was looked when that token of
+    the target was written. Before several heads, their mean."""
+    names = [f"head {number}" for number in numbers]
+    if len(numbers) > 1:
+        weights, names = np.concatenate([weights.mean(0, keepdims=True), weights]), ["mean of the heads", *names]
+    return _panels(weights, target, source, names=names, title=title, axes=("target", "source"))
+
+
+def _panels(
+    weights: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    names: Sequence[str],
+    title: str,
+    axes: tuple[str, str] = ("", ""),
+) -> Figure:
+    """Maps (n, rows, columns) side by side, in one scale, with tokens at the axes."""
+    down = -(-len(weights) // 4)
+    across = -(-len(weights) // down)
+    wide, high = (max(2.2, 0.17 * len(tokens) + 1.0) for tokens in (columns, rows))
+    figure = Figure(figsize=(across * wide + 0.8, down * high + 0.5), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    labels = [[visible(token) for token in tokens] for tokens in (columns, rows)]
+    font = 8 if max(map(len, labels)) <= 24 else 6
+    for number, place in enumerate(grid.flat):
         if number >= len(weights):
-            axes.set_axis_off()
+            place.set_axis_off()
             continue
-        axes.imshow(weights[number], vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"head {numbers[number]}", fontsize=9)
-        axes.set_xticks(range(weights.shape[2]), labels[-weights.shape[2] :], rotation=90, fontsize=font)
-        axes.set_yticks(range(weights.shape[1]), labels[-weights.shape[1] :], fontsize=font)
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        place.imshow(weights[number], vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        place.set_title(names[number], fontsize=9)
+        place.set_xticks(range(len(columns)), labels[0], rotation=90, fontsize=font)
+        place.set_yticks(range(len(rows)), labels[1], fontsize=font)
+        for label in (*place.get_xticklabels(), *place.get_yticklabels()):
             _said(label)
-    figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=0.8 / rows**0.5, aspect=30).set_label("weight", fontsize=8)
+    for label, said in zip((figure.supylabel, figure.supxlabel), axes):
+        if said:
+            label(said, fontsize=9)
+    figure.colorbar(grid[0, 0].images[0], ax=grid, shrink=0.8 / down**0.5, aspect=30).set_label("weight", fontsize=8)
     _said(figure.suptitle(title, fontsize=10))
     return figure
 

@@ -5,14 +5,22 @@ A model registers with values: a `Reference` under its class's name.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scratchformers.beams import beam_search
 from scratchformers.checkpoints import openai
+from scratchformers.checkpoints.seq2seq import OWN, WRITERS, halves
+from scratchformers.generate import generate
 from scratchformers.grid import cells, height_width
-from scratchformers.insight.inputs import CAPTION, PICTURE, TEXT, Inputs
+from scratchformers.insight.inputs import CAPTION, PAIR, PICTURE, TEXT, Inputs
+from scratchformers.text import padded
+
+BEAMS = {"greedy": 1, "4 beams": 4}  # ways to write a target
+NEW, SPELT = 8, 4  # tokens that are written, sentences that are read
 
 Case = dict[str, Tensor]  # the arguments of one call; `keep` among them marks what is compared
 Call = Callable[..., Tensor | Case]  # its output; or several results, of which `output` is the first
@@ -26,7 +34,7 @@ class Reference:
 
     kind: Callable[[Any], tuple[str, dict[str, Any]]]  # of our model: the library's class, and what it is told
     places: Callable[[Any], list[tuple[str, str]]]  # of our model: our place, theirs, in order of execution
-    cases: Callable[..., dict[str, Case]]  # of a config, a generator, and a text's ids where there is a tokeniser
+    cases: Callable[..., dict[str, Case]]  # of a config, a generator, and texts' ids where there is a tokeniser
     ours: Mapping[str, Call]  # ways in which ours computes the same; into `output` one can look
     theirs: Call  # what is named as one of the ways is compared with that, else the output
     published: Mapping[str, tuple[int | None, str]] = field(default_factory=dict)
@@ -34,12 +42,13 @@ class Reference:
     inputs: tuple[Inputs, ...] = (TEXT,)
     configured: bool = True  # whether the library needs a config beside the weights
     scores: Callable[[Any], bool] = lambda model: True  # whether the output of our model scores answers
+    real: Callable[[str], str] = lambda place: "keep"  # which argument marks what is compared at a place
     library: str = "transformers"
     others: Mapping[str, "Reference | str"] = field(default_factory=dict)
     """For the layouts a model may have come in that have another reference, or, as a sentence says, none."""
 
 
-def written(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+def written(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
     """For a model that writes: rows of 16 tokens, whole, padded on the left, padded on the right; one of 80; a text."""
     columns = min(16, config.length)
     ids = torch.randint(config.vocab, (2, columns), generator=generator)
@@ -47,15 +56,20 @@ def written(config: Any, generator: torch.Generator, text: list[int]) -> dict[st
     left[1, : columns // 3], right[0, columns - columns // 4 :] = False, False
     cases = {"whole": {"ids": ids}, "left": {"ids": ids, "keep": left}, "right": {"ids": ids, "keep": right}}
     cases["long"] = {"ids": torch.randint(config.vocab, (1, min(80, config.length)), generator=generator)}
-    return cases | ({"text": {"ids": torch.tensor([text[:columns]])}} if text else {})
+    text = [id for each in texts for id in each][:columns]
+    return cases | ({"text": {"ids": torch.tensor([text])}} if text else {})
 
 
 def with_cache(model: Any, ids: Tensor, keep: Tensor | None = None, *, length: int | None = None) -> Tensor:
-    """In two pieces, the second continuing the first."""
-    cut, cache = (ids.shape[1] + 1) // 2, model.new_cache(len(ids), length=length)
+    return in_pieces(model, model.new_cache(len(ids), length=length), ids, keep)
+
+
+def in_pieces(call: Call, cache: Any, ids: Tensor, keep: Tensor | None) -> Tensor:
+    """In two of them, the second continuing the first."""
+    cut = (ids.shape[1] + 1) // 2
     pieces = [slice(0, cut), slice(cut, None)] if ids.shape[1] > 1 else [slice(None)]
     given = [(ids[:, piece], None if keep is None else keep[:, piece]) for piece in pieces]
-    return torch.cat([model(part, keep=kept, cache=cache) for part, kept in given], dim=1)
+    return torch.cat([call(part, keep=kept, cache=cache) for part, kept in given], dim=1)
 
 
 def gpt2_of_transformers(model: Any, ids: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -69,9 +83,9 @@ def gpt2_places(model: Any) -> list[tuple[str, str]]:
     return [("dropout", "transformer.drop"), *blocks, ("norm", "transformer.ln_f")]
 
 
-def read_whole(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+def read_whole(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
     """For a model that reads: pairs of texts, none padded on the left, where the reference's pooler reads padding."""
-    cases = {name: case for name, case in written(config, generator, text).items() if name != "left"}
+    cases = {name: case for name, case in written(config, generator, texts).items() if name != "left"}
     for case in cases.values():
         case["segments"] = torch.randint(config.segments, case["ids"].shape, generator=generator).sort(-1).values
     return cases
@@ -107,14 +121,14 @@ def bert_places(model: Any) -> list[tuple[str, str]]:
     return [("dropout", f"{body}embeddings"), *blocks, *pooler, *next_sentence]
 
 
-def seen(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+def seen(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
     """For a model of pictures: noise of its size."""
     return {"whole": {"images": torch.randn(2, config.channels, *height_width(config.image), generator=generator)}}
 
 
-def hidden(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+def hidden(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
     """For a model that paints what is hidden: beside pictures, the noise that decides on it."""
-    (rows, columns), cases = cells(config.image, config.patch), seen(config, generator, text)
+    (rows, columns), cases = cells(config.image, config.patch), seen(config, generator, texts)
     return {name: {**case, "noise": torch.rand(2, rows * columns, generator=generator)} for name, case in cases.items()}
 
 
@@ -205,10 +219,10 @@ def mae_places(model: Any) -> list[tuple[str, str]]:
     return [*encoder, ("decoder.embed", "decoder.decoder_embed"), *blocks, *after]
 
 
-def captioned(config: Any, generator: torch.Generator, text: list[int]) -> dict[str, Case]:
+def captioned(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
     """For a model of pictures and texts: noise, and as many tokens as there are positions, which end early, in the
     middle, and last, with others after the end. There are more texts than pictures."""
-    cases = seen(config, generator, text)
+    cases = seen(config, generator, texts)
     end = config.vocab - 1 if config.end is None else config.end
     ids = torch.randint(config.vocab - 1, (4, config.length), generator=generator)
     ids += ids >= end  # which stands nowhere else
@@ -244,6 +258,116 @@ def open_clip_places(model: Any) -> list[tuple[str, str]]:
     image = stack("image.blocks", ("visual.transformer.resblocks",), config.image_depth)
     text = [("text.blocks.input", f"{texts}.input"), *stack("text.blocks", (texts,), config.text_depth)]
     return [("image.first_norm", "visual.ln_pre"), *image, ("image", "visual"), *text, ("text", "encode_text()")]
+
+
+def translated(config: Any, generator: torch.Generator, texts: list[list[int]]) -> dict[str, Case]:
+    """For a model that reads a source and writes a target: pairs of 16 and 13 tokens, whole and padded, none on the
+    left, where the reference counts padding; one of 80 and 50; texts, those of sources and of targets in turn."""
+    vocabularies = {"source": config.vocab, "target": config.target_vocab or config.vocab}
+
+    def drawn(rows: int, *columns: int) -> Case:
+        sizes = zip(vocabularies.items(), (min(each, config.length) for each in columns))
+        return {name: torch.randint(vocab, (rows, size), generator=generator) for (name, vocab), size in sizes}
+
+    whole = drawn(3, 16, 13)
+    ragged = {name: _first(ids, (ids.shape[1], ids.shape[1] // 2 + 1, 1)) for name, ids in whole.items()}
+    cases = {"whole": whole, "ragged": _pair(whole, ragged), "long": drawn(1, 80, 50)}
+    if texts:
+        sides = [padded([(ids[: config.length], []) for ids in texts[i : 2 * SPELT : 2]]) for i in (0, 1)]
+        ids, keep = ({name: side[what] for name, side in zip(whole, sides)} for what in ("ids", "keep"))
+        cases["text"] = _pair(ids, keep)
+    return cases
+
+
+def _first(ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """A keep of so many tokens in each row."""
+    return torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
+
+
+def _pair(ids: Case, keep: Case) -> Case:
+    return {**ids, "source_keep": keep["source"], "keep": keep["target"]}
+
+
+def taught(model: Any, source: Tensor, target: Tensor, source_keep: Tensor | None = None, keep: Tensor | None = None):
+    """The scores of what follows each token of a target that is given."""
+    return model(source, target, source_keep=source_keep, target_keep=keep)
+
+
+def padded_on_the_left(model: Any, keep: Tensor | None = None, source_keep: Tensor | None = None, **case: Tensor):
+    """The same of rows whose real tokens stand at the end, put back to the beginning."""
+    if keep is None or source_keep is None:
+        return taught(model, **case)
+    (source, source_keep, _), (target, moved, order) = (
+        _moved(*each) for each in ((case["source"], source_keep), (case["target"], keep))
+    )
+    out = taught(model, source, target, source_keep, moved)
+    return torch.zeros_like(out).scatter(1, order[..., None].expand_as(out), out)
+
+
+def _moved(ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With the padding in front, and where each token came from."""
+    order = keep.long().argsort(dim=1, stable=True)
+    return ids.gather(1, order), keep.gather(1, order), order
+
+
+def taught_with_cache(
+    model: Any,
+    source: Tensor,
+    target: Tensor,
+    source_keep: Tensor | None = None,
+    keep: Tensor | None = None,
+    *,
+    static: bool = False,
+) -> Tensor:
+    read = model.read(source, source_keep)
+    cache = model.new_cache(len(target), length=target.shape[1] if static else None)
+    return model.score(in_pieces(partial(model.decode, source=read), cache, target, keep))
+
+
+def translation(
+    model: Any,
+    source: Tensor,
+    target: Tensor,
+    source_keep: Tensor | None = None,
+    keep: Tensor | None = None,
+    *,
+    beams: int,
+) -> Tensor:
+    """The ids that it writes itself. Where a checkpoint does not say what a target begins with, it is id 0."""
+    if model.generation.start is None:
+        model.generation = replace(model.generation, start=0)
+    write = generate if beams == 1 else partial(beam_search, beams=beams)
+    return write(model, source, keep=source_keep, max_new_tokens=_new(model.config.length))
+
+
+def _new(length: int) -> int:
+    return max(1, min(NEW, length - 1))
+
+
+def translator_of_transformers(
+    model: Any, source: Tensor, target: Tensor, source_keep: Tensor | None = None, keep: Tensor | None = None
+) -> Case:
+    """What it writes itself comes first, for places are looked at when it is taught."""
+    real = torch.ones_like(source) if source_keep is None else source_keep.long()
+    start = model.generation_config.decoder_start_token_id
+    told = {"attention_mask": real, "do_sample": False, "decoder_start_token_id": 0 if start is None else start}
+    told["max_new_tokens"] = _new(model.config.max_position_embeddings)
+    said = {name: model.generate(source, num_beams=beams, **told) for name, beams in BEAMS.items()}
+    kept = {} if keep is None else {"decoder_attention_mask": keep.long()}
+    return {"output": model(input_ids=source, attention_mask=real, decoder_input_ids=target, **kept).logits, **said}
+
+
+def half_places(model: Any, name: str, depth: int) -> list[tuple[str, str]]:
+    theirs, found = f"model.{name}.layers", [(f"{name}.blocks.input", f"model.{name}.layers.input")]
+    for i in range(depth):
+        cross = [(f"{name}.blocks.{i}.cross", f"{theirs}.{i}.encoder_attn")] if name == "decoder" else []
+        found += [*cross, (f"{name}.blocks.{i}", f"{theirs}.{i}")]
+    return found + ([(f"{name}.norm", f"model.{name}.layer_norm")] if model.config.final_norm else [])
+
+
+def translator_places(model: Any) -> list[tuple[str, str]]:
+    (depth, *_), (decoder_depth, *_) = halves(model.config)
+    return [*half_places(model, "encoder", depth), *half_places(model, "decoder", decoder_depth)]
 
 
 OF_OPEN_CLIP = Reference(
@@ -326,5 +450,22 @@ REFERENCES = {
         published={name: (None, file.sha256) for name, file in openai.MODELS.items()},
         inputs=(CAPTION, PICTURE),
         others={"open_clip": OF_OPEN_CLIP, "openai-clip": replace(OF_OPEN_CLIP, configured=False)},
+    ),
+    "EncoderDecoder": Reference(
+        lambda model: (WRITERS[model.layout], {}),
+        translator_places,
+        translated,
+        {
+            "output": taught,
+            "without padding": taught,
+            "padded on the left": padded_on_the_left,
+            "with a cache": taught_with_cache,
+            "with a static cache": partial(taught_with_cache, static=True),
+            **{name: partial(translation, beams=beams) for name, beams in BEAMS.items()},
+        },
+        translator_of_transformers,
+        inputs=(PAIR,),
+        real=lambda place: "source_keep" if place.startswith("encoder.") else "keep",
+        others={OWN: NONE.format("EncoderDecoder", "has its norms, its positions and its vocabularies")},
     ),
 }

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
@@ -164,12 +164,12 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
     """The library, on the same checkpoint, in both precisions."""
     reference, generator = reference_of(model), torch.Generator().manual_seed(seed)
     ours = {inputs.name: inputs.ours(source) for inputs in reference.inputs}
-    ids: list[int] = []
+    texts: list[list[int]] = []
     for inputs in reference.inputs:
         found = ours[inputs.name]
         own, misfit = ([], None) if isinstance(found, str) else inputs.suits(found, model.config)
-        ids, report.problems = ids + own, report.problems + ([misfit] if misfit else [])
-    cases = reference.cases(model.config, generator, ids)
+        texts, report.problems = texts + own, report.problems + ([misfit] if misfit else [])
+    cases = reference.cases(model.config, generator, texts)
     expected: dict[torch.dtype, States] = {}
     names: dict[str, str] = {}
     with _imported(reference.library) as library:
@@ -183,7 +183,7 @@ def _beside(report: Report, source: Path, model: Any, seed: int, freeze: Path | 
                     if listed:
                         report.problems.append(f"{reference.library} reports {what}: {', '.join(sorted(listed))}.")
             names = {place: _path(theirs, path) for place, path in reference.places(model)}
-            expected[dtype] = _states(theirs.eval(), names, cases, reference.theirs, "output")
+            expected[dtype] = _states(theirs.eval(), names, cases, reference.theirs, "output", reference.real)
             del theirs
         answers = {
             inputs.fact: _their_inputs(report, reference, inputs, library, source, ours[inputs.name])
@@ -388,7 +388,14 @@ def _hooked(path: str) -> str:
     return f"{path.removesuffix(GIVEN)}.0" if path.endswith(GIVEN) else path
 
 
-def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], call: Call, last: str) -> States:
+def _states(
+    model: nn.Module,
+    paths: Mapping[str, str],
+    cases: dict[str, Case],
+    call: Call,
+    last: str,
+    real: Callable[[str], str],
+) -> States:
     """What stands at the places (named as ours), at real tokens, and the result of the call, named `last`."""
     found: States = {}
     for name, case in cases.items():
@@ -401,8 +408,7 @@ def _states(model: nn.Module, paths: Mapping[str, str], cases: dict[str, Case], 
         finally:
             for hook in hooks:
                 hook.remove()
-        keep = case.get("keep")
-        found[name] = {place: _real(value, keep) for place, value in seen.items()}
+        found[name] = {place: _real(value, case.get(real(place))) for place, value in seen.items()}
     return found
 
 
@@ -444,7 +450,7 @@ def _compare(
         others = [name for name in results if name not in {*places, *reference.ours}]
         for way, call in reference.ours.items():
             within = places if way == "output" else []
-            states = _try(report, model, within, cases, call, way)
+            states = _try(report, model, within, cases, call, way, reference.real)
             for place in [*within, way, *(others if way == "output" else [])]:
                 pairs = [
                     (state.get(place), theirs[case].get(place, theirs[case]["output"]))
@@ -464,11 +470,19 @@ def _compare(
     report.problems += faults[:1]  # what follows the first follows from it
 
 
-def _try(report: Report, model: Any, within: list[str], cases: dict[str, Case], call: Call, way: str) -> States:
+def _try(
+    report: Report,
+    model: Any,
+    within: list[str],
+    cases: dict[str, Case],
+    call: Call,
+    way: str,
+    real: Callable[[str], str],
+) -> States:
     """What ours gives, or nothing and a sentence where it fails: a wrong model may, and a wrong config."""
     token = ragged.padded.set(bool(within))  # else blocks would see rows without their padding
     try:
-        return _states(model, {path: path for path in within}, cases, call, way)
+        return _states(model, {path: path for path in within}, cases, call, way, real)
     except (ValueError, IndexError, RuntimeError) as error:
         sentence = f"The model fails ({way}): {error}"
         report.problems += [sentence] if sentence not in report.problems else []
@@ -485,12 +499,14 @@ def _alike(pairs: list[tuple[Tensor | None, Tensor]]) -> list[tuple[Tensor, Tens
 
 
 def _difference(pairs: list[tuple[Tensor | None, Tensor]]) -> tuple[float, float, float]:
-    """The largest and the mean difference, and the largest value; NaN, which passes nothing, where there is none."""
+    """The largest and the mean difference, and the largest value, which of ids says nothing; NaN, which passes nothing,
+    where there is none."""
     alike = _alike(pairs)
     if not alike:
         return math.nan, math.nan, math.nan
     apart = torch.cat([(a.double() - b.double()).abs().flatten() for a, b in alike])
-    return float(apart.max()), float(apart.mean()), max(float(b.abs().max()) for _, b in alike)
+    scale = max(float(b.abs().max()) if b.is_floating_point() else 1.0 for _, b in alike)
+    return float(apart.max()), float(apart.mean()), scale
 
 
 def _faults(pairs: list[tuple[Tensor | None, Tensor]], place: str, dtype: str) -> list[str]:

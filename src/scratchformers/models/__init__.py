@@ -13,12 +13,13 @@ from scratchformers.clip_text import is_clips
 from scratchformers.images import Preprocess
 from scratchformers.models.bert import BERT
 from scratchformers.models.clip import CLIP
+from scratchformers.models.encoder_decoder import EncoderDecoder
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
 from scratchformers.text import TextTokenizer, read_tokenizer
 
-CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT, ViT, MAE, CLIP)
+CLASSES: tuple[type[Pretrained], ...] = (GPT2, BERT, ViT, MAE, CLIP, EncoderDecoder)
 
 
 def load(
@@ -82,6 +83,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, local_fil
     if file.is_file() and source.name != "vocab.txt":
         return read_tokenizer(file)
     if paths is None:
+        _check_whole(folder)
         expected = ", or ".join(["tokenizer.json", *(" and ".join(names) for names in files.VOCABULARIES)])
         raise FileNotFoundError(f"{source} holds no tokeniser: expected {expected}.")
     return _reader(folder, paths)(*paths)
@@ -95,6 +97,17 @@ def _respelt(folder: Path, paths: tuple[Path, ...] | None) -> Callable[..., Text
         said = "clip"
     layouts = (layout for kind in CLASSES for layout in kind.layouts)
     return next((layout.tokenizer for layout in layouts if layout.respelt and layout.model_type == said), None)
+
+
+def _check_whole(folder: Path) -> None:
+    """FileNotFoundError that says which, if some of the files of its model's tokeniser are there and some are not."""
+    said = read_config(folder).get("model_type")
+    layouts = [layout for kind in CLASSES for layout in kind.layouts if layout.tokenizer]
+    names = next((layout.vocabulary for layout in layouts if layout.model_type == said), ())
+    lacks = [name for name in names if not (folder / name).is_file()]
+    if len(lacks) < len(names):
+        missing, whole = " and ".join(lacks), ", ".join(names)
+        raise FileNotFoundError(f"{folder} holds no {missing}: the tokeniser of a {said} model is {whole}.")
 
 
 def _reader(folder: Path, paths: tuple[Path, ...]) -> Callable[..., TextTokenizer]:

@@ -163,7 +163,7 @@ def unread(published: Published) -> CLIPConfig:
 
 
 shapes = partial(clip.sizes, rows=OF_OPENAI)
-# OpenAI's files and open_clip's are saved as transformers', which open_clip itself does not read.
+# OpenAI's files and open_clip's are saved as transformers'. open_clip does not read that: `export` writes its own too.
 openai = partial(Layout, rows=OF_OPENAI, write=clip.write, holds=lambda config: False, preprocess=clip.prepare)
 CLIP.layouts = (
     Layout(

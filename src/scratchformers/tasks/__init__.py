@@ -25,3 +25,6 @@ from scratchformers.tasks.texts import TextClassifier as TextClassifier
 from scratchformers.tasks.texts import WordLabel as WordLabel
 from scratchformers.tasks.texts import Writing as Writing
 from scratchformers.tasks.texts import read_pooling as read_pooling
+from scratchformers.tasks.translation import Translating as Translating
+from scratchformers.tasks.translation import Translation as Translation
+from scratchformers.tasks.translation import Translator as Translator

@@ -364,7 +364,8 @@ class ZeroShotClassifier(DualEncoder):
         """Of a picture the labels, the most probable first, at most `top`, with shares that sum up to 1 over all; of
         several pictures, which may be any iterable, a list of these. The answer for one does not depend on the others.
 
-        A label is put into each of the `templates` (`read_templates`). Vectors of labels are computed once: the same
+        A label is put into each of the `templates` (`read_templates`), by default those that the model learnt classes
+        with, where it says so. Vectors of labels are computed once: the same
         labels cost nothing the next time. ValueError for labels that cannot be (`check_labels`), or are too long,
         unless their end may be left out (`truncate`), and for what is no picture.
         """
@@ -380,9 +381,10 @@ class ZeroShotClassifier(DualEncoder):
         return answers[0] if _is_one(image) else answers
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(b, labels): cosines of prepared pictures with vectors of `encode_labels`, times the model's scale."""
+        """(b, labels): cosines of prepared pictures with vectors of `encode_labels`, times the model's scale.
+        ValueError unless all are numbers."""
         scale = self.model.scale.detach().to(labels.dtype).exp()
-        return scale * unit(self.image_features(images)) @ labels.T
+        return finite(scale * unit(self.image_features(images)) @ labels.T)
 
     def encode_labels(
         self,
@@ -394,10 +396,10 @@ class ZeroShotClassifier(DualEncoder):
     ) -> Tensor:
         """(labels, dim): of each label the mean over the templates of vectors of length 1, of length 1 again. Kept, for
         the last KEPT sets of labels, until the text tower changes."""
-        names, slots = check_labels(labels), read_templates(templates)
+        names, slots = check_labels(labels), read_templates(self._own_templates() if templates is None else templates)
         key = (tuple(names), slots, truncate, _state(self.model.text))
         if key not in self._known:
-            self._check_differ(names)
+            self._check_read(names, slots, truncate)
             step = max(1, CHUNK_TEXTS // len(slots))
             parts = [names[start : start + step] for start in range(0, len(names), step)]
             vectors = [self._ensemble(some, slots, truncate) for some in track(parts, len(parts))]
@@ -407,13 +409,28 @@ class ZeroShotClassifier(DualEncoder):
             del self._known[old]
         return self._known[key]
 
-    def _check_differ(self, names: Sequence[str]) -> None:
-        """ValueError for labels that the tokeniser reads alike."""
-        seen: dict[tuple[int, ...], str] = {}
+    def _own_templates(self) -> list[str] | None:
+        """Those that a model was trained with here, if it learnt classes by them."""
+        said = self.model.published.get("scratchformers")
+        found = said.get("templates") if isinstance(said, dict) else None
+        return found if isinstance(found, list) else None
+
+    def _check_read(self, names: Sequence[str], slots: Sequence[str], truncate: bool) -> None:
+        """ValueError for a label that is too long in a template, unless it may be cut, and for labels that the model
+        reads alike in all of them, cut or not."""
+        length, seen = self.model.config.length, {}
         for name in names:
-            other = seen.setdefault(tuple(self.tokenizer.encode(name)), name)
+            rows = [self.tokenizer.encode(slot.replace(SLOT, name)) for slot in slots]
+            count, slot = max((len(ids), slot) for ids, slot in zip(rows, slots))
+            if count > length and not truncate:
+                raise ValueError(
+                    f"The label {name[:40]!r} has {count} tokens in the template {slot!r} and the model takes "
+                    f"{length}: choose shorter ones (--templates), or truncate=True (--truncate) to leave out the end."
+                )
+            other = seen.setdefault(str([ids[: length - 1] for ids in rows]), name)  # after which the end stands
             if other != name:
-                raise ValueError(f"The labels {other!r} and {name!r} are the same to the model: leave one out.")
+                cut = ", where their ends are cut off: choose shorter templates, or" if count > length else ":"
+                raise ValueError(f"The labels {other!r} and {name!r} are the same to the model{cut} leave one out.")
 
     def _ensemble(self, names: Sequence[str], slots: Sequence[str], truncate: bool) -> Tensor:
         texts = [slot.replace(SLOT, name) for name in names for slot in slots]

@@ -25,7 +25,7 @@ from scratchformers.models.clip import CLIP, CLIPConfig
 from scratchformers.text import TextTokenizer, check_fits, padded
 from scratchformers.training.data import generator
 from scratchformers.training.loop import Arithmetic, Batch
-from scratchformers.training.pairs import Lines, Pairs, mentioned, prompts_of, read_pairs, split_pairs
+from scratchformers.training.pairs import TEMPLATE, Lines, Pairs, mentioned, prompts_of, read_pairs, split_pairs
 from scratchformers.training.pictures import said_left_out
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Facts, Request
 from scratchformers.training.sources import copied, tokenizer_of
@@ -480,7 +480,8 @@ def prepare_pairs(
     check_fits(tokenizer, model.config.vocab)
     preprocess = preprocess_of(request, model)
     model.assets = {**model.assets, **tokenizer.files}
-    model.published = model.published | {"scratchformers": {"tokenizer": tokenizer.digest()}}
+    used = {"templates": settings.templates or [TEMPLATE]} if train.prompts else {}
+    model.published = model.published | {"scratchformers": {"tokenizer": tokenizer.digest(), **used}}
     task = Contrastive(model.to(request.device), captions, train, valid, settings, preprocess)
     return task, facts, [*said, *_notes(train, captions)]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,7 +54,11 @@ class Sampler:
 
     def __init__(self, rows: int, *, seed: int):
         self.rows, self.seed, self.epoch, self.seen = rows, seed, 0, 0
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, list[list[int]]] = (-1, [])
+
+    def _drawn(self) -> list[list[int]]:
+        """The rows of this epoch in their order."""
+        return [[row] for row in torch.randperm(self.rows, generator=generator(self.seed, self.epoch, 0)).tolist()]
 
     def take(self, count: int) -> list[tuple[int, int]]:
         """The next `count` examples as (epoch, row)."""
@@ -63,9 +67,8 @@ class Sampler:
             if self.seen == self.rows:
                 self.epoch, self.seen = self.epoch + 1, 0
             if self._order[0] != self.epoch:
-                order = torch.randperm(self.rows, generator=generator(self.seed, self.epoch, 0))
-                self._order = (self.epoch, order.tolist())
-            taken.append((self.epoch, self._order[1][self.seen]))
+                self._order = (self.epoch, self._drawn())
+            taken += [(self.epoch, row) for row in self._order[1][self.seen]]
             self.seen += 1
         return taken
 
@@ -82,3 +85,27 @@ class Sampler:
 
     def restore(self, state: dict[str, int]) -> None:
         self.epoch, self.seen = state["epoch"], state["seen"]
+
+
+class Buckets(Sampler):
+    """Buckets of rows, those of like lengths together, drawn anew each epoch: what a `Sampler` does with rows."""
+
+    def __init__(self, lengths: Sequence[int], tokens: int, *, seed: int):
+        self.lengths = torch.tensor(lengths)
+        self.sizes = bucket_sizes(self.lengths.sort().values, tokens)
+        super().__init__(len(self.sizes), seed=seed)
+
+    def _drawn(self) -> list[list[int]]:
+        """Rows of one length are in an order of their own before they are cut into buckets."""
+        draw = generator(self.seed, self.epoch, 0)
+        order = torch.randperm(len(self.lengths), generator=draw)
+        buckets = order[self.lengths[order].argsort(stable=True)].split(self.sizes)
+        return [buckets[i].tolist() for i in torch.randperm(self.rows, generator=draw).tolist()]
+
+
+def bucket_sizes(lengths: Tensor, tokens: int) -> list[int]:
+    """How many rows are in each of the buckets into which rows are cut, in their order, so that all have nearly as many
+    tokens, on the whole at most `tokens` (a row's half more or less in each). A row longer than that is alone."""
+    ends, count = lengths.cumsum(0), -(-int(lengths.sum()) // tokens)
+    bucket = (2 * ends - lengths) * count // (2 * ends[-1])  # where its middle lies
+    return bucket.unique_consecutive(return_counts=True)[1].tolist()

@@ -37,8 +37,9 @@ class Settings:
     batch: int = 16  # rows a step
     length: int = 0  # of a row, in tokens; 0 means all positions of the model. From scratch, its positions as well
     micro_batch: int = 0  # rows at once, for less memory and the same result; 0 means batch
-    lr: float = 1e-3  # the highest, after `warmup` steps; then a cosine down to lr * lr_end
+    lr: float = 1e-3  # the highest, after `warmup` steps; then, by the cosine, down to lr * lr_end
     lr_end: float = 0.1
+    schedule: str = "cosine"  # or noam, which falls with the square root of the steps
     warmup: int = 100
     weight_decay: float = 0.1  # of matrices only
     layer_decay: float = 1.0  # each block learns at this share of the rate of the next one; 1: all at the same
@@ -63,6 +64,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than {limit}.")
         if self.autocast not in ("off", "bf16", "fp16"):
             raise ValueError(f"autocast is {self.autocast!r}: expected off, bf16 or fp16.")
+        if self.schedule not in ("cosine", "noam"):
+            raise ValueError(f"schedule is {self.schedule!r}: expected cosine or noam.")
         for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than 1.")
@@ -96,8 +99,13 @@ class Task(ABC):
     trivial: float  # the loss of knowing nothing
     unit: str  # what a target is: a token, a picture
     baselines: Mapping[str, float] = {}  # what knowing a little would give, by the figure's name
+    notes: Mapping[str, str] = {}  # what is logged once, of how figures are made
     best: str = "loss"  # the figure by which the best model is chosen; of an accuracy or f1 the highest
     head: tuple[str, ...] = (HEAD,)  # how the names of the parameters begin that a probe learns
+
+    def sampler(self, settings: Settings) -> tuple[Sampler, int]:
+        """What says which examples are next, and how many a step takes, as it counts."""
+        return Sampler(self.rows, seed=settings.seed), settings.batch
 
     @abstractmethod
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
@@ -151,9 +159,12 @@ class Task(ABC):
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """At `step`, counted from 1: linear warm-up, then a cosine (Loshchilov and Hutter 2017, without restarts)."""
+    """At `step`, counted from 1: linear warm-up, then a cosine (Loshchilov and Hutter 2017, without restarts), or the
+    inverse square root of the step, which has no end (Vaswani et al. 2017, equation 3, `lr` being its peak)."""
     if step <= settings.warmup:
         return settings.lr * step / settings.warmup
+    if settings.schedule == "noam":
+        return settings.lr * math.sqrt(max(1, settings.warmup) / step)
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     return settings.lr * (settings.lr_end + (1 - settings.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -303,7 +314,7 @@ class Run:
         self.optimizer = make_optimizer(task.model, settings)
         self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
-        self.sampler = Sampler(task.rows, seed=settings.seed)
+        self.sampler, self.size = task.sampler(settings)
         self.step, self.best = (
             0,
             math.inf,
@@ -367,12 +378,12 @@ class Run:
             module.training = False
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings) * group["factor"]
-        examples = self.sampler.take(settings.batch)
-        size = settings.micro_batch or settings.batch
+        examples = self.sampler.take(self.size)
+        size = settings.micro_batch or len(examples)
         batches = [task.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
         waited = time.perf_counter() - began
         if not self.finished:
-            task.expect(self.sampler.peek(settings.batch))
+            task.expect(self.sampler.peek(self.size))
         loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler))
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip or math.inf))
@@ -387,7 +398,7 @@ class Run:
         record = {"step": self.step, "loss": loss, "lr": learning_rate(self.step, settings), "targets": targets}
         record |= {**noted, "grad_norm": norm if math.isfinite(norm) else None}
         record |= {"seconds": round(time.perf_counter() - began, 4), "waited": round(waited, 4)}  # for the batch
-        return record | ({"trivial_loss": task.trivial, **task.baselines} if self.step == 1 else {})
+        return record | ({"trivial_loss": task.trivial, **task.baselines, **task.notes} if self.step == 1 else {})
 
     def _evaluate(self) -> Record:
         """Validation loss, a sample and a picture; the model is saved if it is the best so far, or the last and none

@@ -100,7 +100,12 @@ def read_pairs(
 
 def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[tuple[str, ...]]:
     """The captions of each class, one of each template."""
-    return [tuple(each.replace(SLOT, name.replace("_", " ")) for each in templates or (TEMPLATE,)) for name in names]
+    return [tuple(each.replace(SLOT, spoken(name)) for each in templates or (TEMPLATE,)) for name in names]
+
+
+def spoken(label: str) -> str:
+    """The name of a class in a text: folders often have `_` for a space."""
+    return label.replace("_", " ")
 
 
 def split_pairs(pairs: Pairs, *, seed: int) -> tuple[Pairs, Pairs]:

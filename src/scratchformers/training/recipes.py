@@ -9,6 +9,7 @@ from scratchformers.checkpoints.pretrained import Pretrained
 from scratchformers.grid import Size
 from scratchformers.models.bert import BERT
 from scratchformers.models.clip import CLIP
+from scratchformers.models.encoder_decoder import EncoderDecoder
 from scratchformers.models.gpt2 import GPT2
 from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
@@ -18,6 +19,7 @@ from scratchformers.training.language import MaskedSettings, prepare_masked, pre
 from scratchformers.training.loop import Settings, Task
 from scratchformers.training.pairs import Lines, read_lines
 from scratchformers.training.request import Facts, Request
+from scratchformers.training.translation import TranslationSettings, prepare_translation
 from scratchformers.training.vision import ClassSettings, PaintSettings, prepare_classes, prepare_painting
 
 FINETUNE = "finetune"  # the preset that goes with a source
@@ -98,6 +100,10 @@ _PAIRS = {
     "length": 0,
 }
 _LARGE_PAIRS = {**_PAIRS, "lr": 4e-4}
+# Vaswani et al. 2017, section 5: 25,000 tokens of either side a step.
+_TRANSLATE = {"steps": 100000, "tokens": 50000, "micro_batch": 128, "lr": 7e-4, "schedule": "noam", "warmup": 4000}
+_TRANSLATE |= {"beta2": 0.98, "weight_decay": 0.01, "eval_every": 1000, "save_every": 500}
+_PAIRED = {"beta2": 0.98, "weight_decay": 0.01, "length": 256}
 _SMALL = {"batch": 64, "lr": 2e-3, "warmup": 40, "weight_decay": 0.05, "beta2": 0.98, "steps": 400, **OFTEN}
 RECIPES: dict[str, Recipe] = {
     "gpt2": Recipe(
@@ -150,6 +156,18 @@ RECIPES: dict[str, Recipe] = {
         {**_SMALL, "lr": 3e-5, "weight_decay": 0.1, "crop": 0.9},
         settings=PairSettings,
     ),
+    "encoder-decoder": Recipe(
+        EncoderDecoder,
+        prepare_translation,
+        {
+            "tiny": {**_PAIRED, "steps": 400, "tokens": 2048, "lr": 3e-3, "warmup": 40, "smoothing": 0.0, **OFTEN},
+            "mini": {**_PAIRED, "steps": 4000, "tokens": 4096, "lr": 2e-3, "warmup": 200},
+            "small": {**_PAIRED, "steps": 10000, "tokens": 4096, "lr": 1e-3, "warmup": 500, "ema": 0.999},
+            **dict.fromkeys(("bart-base", "bart-large", "mbart-large", "opus-mt"), _TRANSLATE),
+        },
+        {"steps": 400, "tokens": 2048, "lr": 3e-5, "warmup": 40, "beta2": 0.98, "weight_decay": 0.01, **OFTEN},
+        settings=TranslationSettings,
+    ),
     "bert classify": Recipe(BERT, prepare_texts, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
     "bert tokens": Recipe(BERT, prepare_words, _BERT_LABELLED, {**_LABELLED, "lr": 1e-4}, settings=LabelledSettings),
 }
@@ -190,7 +208,7 @@ def parse(request: Request) -> dict[str, Any]:
     recipe = recipe_of(request.recipe, request.task)
     fields = (*dataclasses.fields(recipe.settings), *dataclasses.fields(recipe.model.config_class))
     kinds: dict[str, Any] = {
-        field.name: field.type for field in fields if field.name not in ("vocab", "classes", "end")
+        field.name: field.type for field in fields if field.name not in ("vocab", "target_vocab", "classes", "end")
     }  # the data's
     readers = {int | None: int, bool: _truth, Size: _size, Lines: read_lines}
     kinds = {key: readers.get(kind, kind) for key, kind in kinds.items()}

@@ -14,11 +14,13 @@ from scratchformers.checkpoints.vision import as_config
 from scratchformers.training.documents import HUB, hub_parts
 from scratchformers.training.loop import Run, Settings, freeze
 from scratchformers.training.memory import keep_freed_memory
+from scratchformers.training.parallel import parallel_paths
 from scratchformers.training.recipes import configure, parse, recipe_of
 from scratchformers.training.request import BPE, CHARACTERS, WORDPIECE, Request
 
 PATHS = ("data", "valid", "tokenizer", "source")  # of a request
-ADDED = ("ema", "layer_decay", "workers")  # settings that older runs lack; their defaults are what those runs did
+# Settings that older runs lack; their defaults are what those runs did.
+ADDED = ("ema", "layer_decay", "schedule", "workers")
 
 
 def open_run(request: Request, *, resume: bool = False) -> tuple[Run, list[str]]:
@@ -80,7 +82,8 @@ def _absolute(path: Path | str | None) -> str | None:
     if text.startswith(HUB):
         name = hub_parts(text)[0]
         return f"{HUB}{Path(name).absolute()}{text[len(HUB + name) :]}" if Path(name).is_dir() else text
-    return str(Path(text).absolute()) if Path(text).exists() else text
+    parts = parallel_paths(text)
+    return ",".join(str(part.absolute()) for part in parts) if all(part.exists() for part in parts) else text
 
 
 def _notes(run: Run, saved: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
