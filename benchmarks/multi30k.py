@@ -1,6 +1,6 @@
 """German to English from nothing, on 29,000 captions of Multi30k, scored by sacreBLEU.
 
-    python benchmarks/multi30k.py MULTI30K            # the folder of task 1's files: train.de.gz, train.en.gz, val.de.gz, ...
+    python benchmarks/multi30k.py MULTI30K            # the folder of task 1: train.de.gz, train.en.gz, val.de.gz, ...
     python benchmarks/multi30k.py MULTI30K --replay   # the first steps of the committed run, compared
 
 A tokeniser is made of the training pairs; val chooses the best step, and test_2016_flickr and test_2017_flickr are
@@ -22,12 +22,15 @@ BEAMS = (1, 5)
 VOCAB = 6000
 SETTINGS = {
     "threads": 1,
+    "dim": 192,
     "depth": 3,
+    "heads": 6,
+    "hidden": 512,
     "tokens": 4096,
     "steps": 6500,
-    "lr": 1.5e-3,
+    "lr": 3e-3,
     "lr_end": 0.02,
-    "warmup": 400,
+    "warmup": 500,
     "dropout": 0.3,
     "smoothing": 0.1,
     "ema": 0.999,
