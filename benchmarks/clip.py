@@ -217,8 +217,8 @@ def pictures(folder, side, device, quick):
 
 
 def asked(folder, side, device, paths, names, template):
-    """Ours, and transformers' pipeline, which encodes all labels anew for each picture. What is compared are the shares
-    of each label."""
+    """Ours, and transformers' pipeline, which encodes all labels anew for each picture, in batches as large as ours.
+    What is compared are the shares of each label."""
     if side == "ours":
         import scratchformers as sf
 
@@ -235,7 +235,7 @@ def asked(folder, side, device, paths, names, template):
         task = pipeline("zero-shot-image-classification", model=folder, device=device)
 
         def work():
-            answers = task([*map(str, paths)], candidate_labels=names, hypothesis_template=template)
+            answers = task([*map(str, paths)], candidate_labels=names, hypothesis_template=template, batch_size=16)
             return [{each["label"]: each["score"] for each in found} for found in answers]
 
     return work, lambda: [found[name] for found in work() for name in names]

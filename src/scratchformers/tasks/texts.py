@@ -275,7 +275,8 @@ class _Encoder:
     def __init__(self, model: Any, tokenizer: TextTokenizer):
         check_fits(tokenizer, model.config.vocab)
         if not hasattr(model, "encode") or hasattr(model, "start"):
-            raise ValueError(f"{type(model).__name__} writes texts: expected a model that reads them, like BERT.")
+            does = "writes texts" if hasattr(model, "start") else "compares texts with pictures"
+            raise ValueError(f"{type(model).__name__} {does}: expected a model that reads them, like BERT.")
         self.model, self.tokenizer, self.limit = model, tokenizer, model.config.length
 
     @classmethod
