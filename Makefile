@@ -44,7 +44,7 @@ $(USE): EXTRAS = .[demo]
 $(USE): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 
-$(CHECK): EXTRAS = .[dev,refs,data,aug,demo]
+$(CHECK): EXTRAS = .[dev,refs,data,aug,train,demo]
 $(CHECK): pyproject.toml constraints.txt $(TORCH)
 	$(install)
 	$(without_what_it_asks_for)
@@ -70,7 +70,7 @@ layers: $(CHECK)
 	$(BIN)/lint-imports
 
 # The modules whose signatures name shapes.
-SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.heads,scratchformers.grid,scratchformers.painting,scratchformers.models,scratchformers.generate
+SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.source,scratchformers.heads,scratchformers.grid,scratchformers.painting,scratchformers.models,scratchformers.generate
 
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)

@@ -269,12 +269,13 @@ def test_demo_writes_a_page_that_needs_nothing_beside_it(capsys, tmp_path, monke
         window = {"length": 32} if name in ("gpt2", "bert") else {"depth": 1}
         monkeypatch.setitem(RECIPES[name].presets, "tiny", {**short, **window})
     monkeypatch.setitem(RECIPES["clip"].presets, "tiny", {**short, "image_depth": 1, "length": 0})
+    monkeypatch.setitem(RECIPES["encoder-decoder"].presets, "tiny", {**short, "dim": 32})
     for _ in range(2):  # a second demo replaces the first
         code, said, error = run(capsys, "demo", "--out", tmp_path / "demo")
         assert (code, error) == (0, "")
         assert str(tmp_path / "demo" / "index.html") in said
     page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(SECTIONS) + 4
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == len(SECTIONS) + 5
     assert not re.search(r"(?:src|href)=[\"'](?!data:)", page), "nothing is fetched"
     assert "continued before the first step" in page
     assert "Step 2" in page

@@ -338,6 +338,7 @@ def short_demo(monkeypatch):
     for name in ("vit", "mae"):
         monkeypatch.setitem(RECIPES[name].presets, "tiny", {**SHORT, "depth": 1})
     monkeypatch.setitem(RECIPES["clip"].presets, "tiny", {**SHORT, "image_depth": 1, "length": 0})
+    monkeypatch.setitem(RECIPES["encoder-decoder"].presets, "tiny", {**SHORT, "dim": 32})
 
 
 def test_the_demo_leaves_a_persons_run_alone(capsys, data, tmp_path, short_demo):  # noqa: F811

@@ -171,7 +171,9 @@ def test_files_that_do_not_belong_together_are_refused(folders, tmp_path):
     with pytest.raises(ValueError, match=r"pieces of .*target.spm only .*% have an id"):
         read_marian(save(tmp_path / "twice", contents | {"target.spm": contents["source.spm"]}))
     one = {path.name: path.read_bytes() for path in folders["one"].iterdir()}
-    read_marian(save(tmp_path / "alike", one | swapped))  # one vocabulary has the pieces of both
+    alike = read_marian(save(tmp_path / "alike", one | swapped))  # one vocabulary has the pieces of both
+    renamed = save(tmp_path / "renamed", one | {"vocab.json": one["vocab.json"].replace(b">>fra<<", b">>ita<<")})
+    assert len({each.digest() for each in (alike, read_marian(folders["one"]), read_marian(renamed))}) == 3
 
 
 @pytest.mark.parametrize("name", ["source.spm", "target.spm"])
@@ -289,6 +291,12 @@ def test_mbart_takes_its_tokenizer_json_first(plain, kind, tmp_path):
     assert (
         load_tokenizer(tmp_path).encode("a") == load_tokenizer(tmp_path).target.encode("a") == theirs("a")["input_ids"]
     )
+    said.write_text(json.dumps({"tokenizer_class": kind, "tgt_lang": "ro_RO"}))
+    assert load_tokenizer(tmp_path).encode("a") == theirs("a")["input_ids"]
+    assert load_tokenizer(tmp_path).target.encode("a") == theirs(text_target="a")["input_ids"]
+    said.write_text(json.dumps({"tokenizer_class": kind, "src_lang": "ro_RO"}))  # and so the target's
+    assert load_tokenizer(tmp_path).encode("a") == load_tokenizer(tmp_path).target.encode("a")
+    assert load_tokenizer(tmp_path).encode("a") == theirs(text_target="a")["input_ids"]
     said.write_text(json.dumps({"tokenizer_class": kind, "src_lang": "xx"}))
     with pytest.raises(ValueError, match="names the language 'xx': expected one of ar_AR"):
         load_tokenizer(tmp_path)
