@@ -15,7 +15,7 @@ from pathlib import Path
 
 import harness
 
-MODELS = ("gpt2", "bert", "vit", "mae", "clip")  # files beside this one, each with MAKE and ROWS
+MODELS = ("gpt2", "bert", "vit", "mae", "clip", "encoder_decoder")  # files beside this one, each with MAKE and ROWS
 
 
 def measure(model, arguments):

@@ -52,6 +52,13 @@ WORDS = {
         "on pictures with captions, or with classes and templates; from nothing or a checkpoint",
         "[`lessons/clip.py`](lessons/clip.py): pictures and texts in one space",
     ),
+    "encoder_decoder": (
+        "Transformer (BART, Marian)",
+        "[`encoder_decoder.py`](src/scratchformers/models/encoder_decoder.py)",
+        "BART, mBART and Marian (OPUS-MT): Hugging Face folders and hub ids; SentencePiece, byte-level BPE",
+        "on pairs of texts, from nothing or a checkpoint; by characters, or a BPE for both sides or each",
+        "[`lessons/encoder_decoder.py`](lessons/encoder_decoder.py): a source read, a target written",
+    ),
 }
 OTHERS = "| | | | | [einops](lessons/einops.py): the one tool all pages use | |"
 

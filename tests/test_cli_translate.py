@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,11 +154,17 @@ def test_a_text_is_translated(capsys, folder, ours):
     assert json.loads(out) == {"text": text, "translations": best}
 
 
-def test_languages_and_the_task_reach_the_model(capsys, folder, ours):
+def test_languages_and_the_task_reach_the_model(capsys, folder, ours, tmp_path):
     told = ours(TEXTS[2], target_language="fra").text
     assert run(capsys, "translate", TEXTS[2], "--model", folder, "--target-language", "fra")[1] == told + "\n"
     assert "none, so leave it out" in refused(capsys, "translate", "a", "--model", folder, "--source-language", "fra")
-    assert run(capsys, "translate", TEXTS[2], "--model", folder, "--task", "summarise")[1] == ours(TEXTS[2]).text + "\n"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shorter = shutil.copytree(folder, tmp_path / "shorter")
+    said = {**config, "task_specific_params": {"summarization": {"max_length": 5}}}
+    (shorter / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    found = [run(capsys, "translate", TEXTS[2], "--model", shorter, *task)[1] for task in ((), ("--task", "summarise"))]
+    assert found == [ours(TEXTS[2]).text + "\n", ours(TEXTS[2], max_new_tokens=4).text + "\n"]
+    assert found[0] != found[1]
 
 
 def written(tmp_path, lines):
@@ -243,6 +250,8 @@ def test_a_line_that_is_too_long_is_named_before_anything_is_translated(capsys, 
 
 def test_what_cannot_be_is_said_in_a_sentence(capsys, folder, tmp_path, published):
     model, lines, out = ("--model", folder), written(tmp_path, ["a"]), tmp_path / "out.txt"
+    odd = tmp_path / "odd.txt"
+    odd.write_bytes(b"a\n\xff\n")
     for given, said in [
         ((), "There is nothing to translate: pass a text, or --file"),
         (("a", "--file", lines), "There is a text and a file to translate"),
@@ -253,7 +262,7 @@ def test_what_cannot_be_is_said_in_a_sentence(capsys, folder, tmp_path, publishe
         (("--file", tmp_path), "There is no file"),
         ((lines, "--out", lines), "holds the texts: choose another file"),
         ((lines, "--out", tmp_path), "no regular file"),
-        ((_lines(tmp_path / "..", b"a\n\xff\n"),), "is not UTF-8"),
+        ((odd,), "is not UTF-8"),
         (("猫は犬です",), "the vocabulary cannot spell"),
         (("a", "--beams", 100000), "beams is 100000"),
         (("a", "--beams", 0), "beams is 0"),

@@ -71,8 +71,24 @@ model = page.CLIP(page.PRESETS["tiny"])
 out += [model.text.token.weight.detach(), model.image.blocks[1].mlp.down.weight.detach()]
 torch.save(out, "out.pt")
 """
+RUN_ENCODER_DECODER = """
+out = []
+for config, weights in torch.load("models.pt"):
+    model = page.EncoderDecoder(page.EncoderDecoderConfig(**config)).to(torch.float64).eval()
+    if "bias" in weights:
+        model.bias = torch.nn.Parameter(weights["bias"])
+    model.load_state_dict(weights)
+    for dtype in (torch.float64, torch.float32):
+        model.to(dtype)
+        with torch.no_grad():
+            source, target, keep, target_keep = given
+            out += [model.encode(source, keep=keep), model(source, target, source_keep=keep, target_keep=target_keep)]
+            read, cache = model.read(source, keep), model.new_cache(6)
+            out += [model.step(target[:, i : i + 1].repeat_interleave(2, 0), None, cache, read) for i in range(3)]
+torch.save(out, "out.pt")
+"""
 BLOCKED = {"scratchformers", "jaxtyping", "safetensors", "tokenizers", "huggingface_hub", "matplotlib", "tyro", "rich"}
-BLOCKED |= {"PIL", "timm", "transformers", "torchvision", "open_clip", "regex", "ftfy"}
+BLOCKED |= {"PIL", "timm", "transformers", "torchvision", "open_clip", "regex", "ftfy", "sentencepiece", "sacrebleu"}
 
 
 def ours(model, ids, keep):
@@ -175,6 +191,44 @@ def test_the_page_of_clip_has_the_models_numbers(tmp_path):
         assert torch.equal(found, each)
 
 
+@pytest.mark.unhooked
+def test_the_page_of_the_encoder_decoder_has_the_models_numbers(tmp_path):
+    sizes = {"vocab": 31, "length": 9, "dim": 20, "depth": 2, "heads": 5, "decoder_depth": 3, "decoder_hidden": 23}
+    other = {"target_vocab": 29, "positions": "sinusoids", "pre_norm": False, "scale_embedding": True}
+    torch.manual_seed(0)
+    models = [sf.EncoderDecoder(sf.EncoderDecoderConfig(**sizes, **more)).double().eval() for more in ({}, other)]
+    models[1].bias = torch.nn.Parameter(torch.zeros(29).double())
+    for parameter in (each for model in models for each in model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    source, target = (torch.randint(29, (3, length)) for length in (7, 5))
+    keep, target_keep = (torch.arange(n)[None] < torch.tensor([[1], [n], [3]]) for n in (7, 5))
+    given = source, target, keep, target_keep
+    assert main(["page", "encoder-decoder", "--out", str(tmp_path / "page.py")]) == 0
+    torch.save([(vars(model.config), model.state_dict()) for model in models], tmp_path / "models.pt")
+    torch.save(given, tmp_path / "given.pt")
+    expected = []
+    for model in models:
+        for dtype in (torch.float64, torch.float32):
+            model.to(dtype)
+            with torch.no_grad():
+                expected.append(model.encode(source, keep=keep))
+                expected.append(model(source, target, source_keep=keep, target_keep=target_keep))
+                read, cache = model.read(source, keep), model.new_cache(6)
+                for i in range(3):
+                    expected.append(model.step(target[:, i : i + 1].repeat_interleave(2, 0), None, cache, read))
+    for found, each in zip(run(RUN_ENCODER_DECODER, tmp_path), expected, strict=True):
+        assert torch.equal(found, each)
+    text = page("encoder-decoder")
+    assert 'model = EncoderDecoder(PRESETS["bart-base"]).eval()' in text
+    assert "Set model.bias first" in text
+    assert "model.start asks model.generation.start what to begin with." in text
+    assert 'field.name == "positions"' in text
+    assert 'field.name == "positions"' not in page("bert")
+    left_out = ("activation_function", "embed_tokens", "def tell", "def half", "ROWS", "jaxtyping")
+    assert not [word for word in left_out if word in text]
+    assert len(text.splitlines()) < 700
+
+
 def test_the_page_of_clip_has_its_sizes_and_leaves_out_its_files():
     text = page("clip")
     assert 'model = CLIP(PRESETS["ViT-S-32"]).eval()' in text
@@ -251,7 +305,7 @@ def test_a_page_is_clean(name, tmp_path):
 def test_a_page_is_readable():
     text = page("gpt2")
     assert '"""softmax(q k\' / sqrt(e)) v (Vaswani' in text
-    assert "def attend(q, k, v, mask=None, dropout=0.0):  # q (b, h, t, e), k (b, h, s, e), v (b, h, s, e)" in text
+    assert "def attend(q, k, v, mask=None, dropout=0.0):  # q (_, h, t, e), k (b, h, s, e), v (b, h, s, e)" in text
     assert "# Axes: b batch, t queries (target)" in text
     assert "\n\n\n\n" not in text
     assert len(text.splitlines()) < 500
@@ -273,7 +327,9 @@ def test_the_page_follows_its_bricks(tmp_path, monkeypatch):
 
 
 def test_bad_input(tmp_path, capsys):
-    with pytest.raises(ValueError, match="There is no model 'gpt5': expected one of bert, clip, gpt2, mae, vit"):
+    with pytest.raises(
+        ValueError, match="There is no model 'gpt5': expected one of bert, clip, encoder-decoder, gpt2, mae, vit"
+    ):
         page("gpt5")
     assert main(["page", "gpt2", "--out", str(tmp_path / "missing" / "page.py")]) == 2
     assert "missing" in capsys.readouterr().err

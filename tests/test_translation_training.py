@@ -19,6 +19,7 @@ import scratchformers as sf
 from scratchformers import evaluation
 from scratchformers.checkpoints.pretrained import Generation
 from scratchformers.checkpoints.seq2seq import NORMS
+from scratchformers.generate import evaluating
 from scratchformers.ragged import Ragged
 from scratchformers.text import pair_characters
 from scratchformers.training import log, scoring, translation
@@ -30,12 +31,8 @@ from scratchformers.training.runs import open_run
 from scratchformers.training.translation import Translation, TranslationSettings, encode_pairs
 
 ONES = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
-PAIRS = [
-    (f"{i} {j} {k}"[: 5 - 2 * (i < 2)], f"{ONES[i]} {ONES[j]} {ONES[k]}")
-    for i in range(4)
-    for j in range(5)
-    for k in range(5)
-]
+NUMBERS = [(37 * i * i + 5 * i) % 40000 for i in range(100)]  # of one digit to five
+PAIRS = [(" ".join(str(n)), " ".join(ONES[int(digit)] for digit in str(n))) for n in NUMBERS]
 SIZES = {"dim": "16", "depth": "1", "heads": "2", "length": "32"}
 SMALL = {
     "steps": "6",
@@ -260,9 +257,9 @@ def by_hand(task, rows, smoothing):
     for source, target in (task.train[row] for row in rows):
         read = torch.tensor([[1, *target[:-1]]])
         log = task.model(torch.tensor([source]), read)[0].log_softmax(-1)
-        truth = F.one_hot(torch.tensor(target), log.shape[1])
+        truth = F.one_hot(torch.tensor(target), log.shape[1]).double()
         total = total - ((1 - smoothing) * truth * log + smoothing / log.shape[1] * log).sum()
-    return total
+    return float(total.detach())
 
 
 def check_loss(kind):
@@ -272,9 +269,10 @@ def check_loss(kind):
         rows = [3, 57, 99, 12, 0]
         batch = task.batch([(0, row) for row in rows])
         assert not batch["keep"].all()
-        assert float(task.loss(task.model, batch)) == pytest.approx(float(by_hand(task, rows, 0.2)), abs=1e-9)
-        found = task.measure(task.model, batch)
-        assert found["loss"] == pytest.approx(float(by_hand(task, rows, 0.0)), abs=1e-9), "not in validation"
+        assert float(task.loss(task.model, batch).detach()) == pytest.approx(by_hand(task, rows, 0.2), abs=1e-9)
+        with evaluating(task.model):
+            found = task.measure(task.model, batch)
+        assert found["loss"] == pytest.approx(by_hand(task, rows, 0.0), abs=1e-9), "not in validation"
         assert 0 <= found["accuracy"] <= task.targets(batch)
 
 
@@ -350,16 +348,16 @@ def test_a_step_is_the_same_in_parts(tmp_path, size):
 
 
 def test_one_batch_is_learnt_by_heart():
-    task = task_of(pairs=PAIRS[::9], smoothing=0.0)
+    task = task_of(pairs=PAIRS[::12], smoothing=0.0, scored=7)
     batch = task.batch([(0, row) for row in range(len(task.train))])
     optimizer = torch.optim.Adam(task.model.parameters(), lr=0.02, betas=(0.9, 0.98))
     task.model.train()
-    for _ in range(150):
+    for _ in range(200):
         loss = task.loss(task.model, batch) / task.targets(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.02
+    assert float(loss.detach()) < 0.01
     found = evaluate(task, torch.device("cpu"))
     assert found["exact"] == 1.0
     assert found["bleu"] == pytest.approx(100.0)
@@ -445,7 +443,7 @@ def test_a_bpe_is_learnt_from_the_pairs_to_train_on(data, tmp_path, joint):
     assert 280 < as_preset.vocab <= 512, "as the preset has it"
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("stop", [1, 5, 8])
 def test_a_resumed_run_is_the_uninterrupted_one(data, tmp_path, stop, monkeypatch):
     """Over the ends of epochs, with dropout, an average and parts; from another folder, too."""
     halves = [write(tmp_path / f"half.{i}", "\n".join(each) + "\n") for i, each in enumerate(zip(*PAIRS))]
@@ -460,7 +458,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(data, tmp_path, stop, monkeypatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     torch.manual_seed(stop)
     resumed, _ = open_run(Request("encoder-decoder", tmp_path / "run"), resume=True)
-    assert resumed.step == stop // 2 * 2
+    assert resumed.step == (stop - 1) // 2 * 2, "a record comes before its step is saved"
     list(resumed)
     assert resumed.sampler.epoch > 0
     assert logged(tmp_path / "run") == logged(tmp_path / "whole")
@@ -471,12 +469,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(data, tmp_path, stop, monkeypatc
 
 
 def test_what_is_too_long_is_refused_or_cut(data, tmp_path):
-    with pytest.raises(ValueError, match=r"has 15 tokens and the model takes 9: .*--truncate"):
+    with pytest.raises(ValueError, match=r"has \d+ tokens and the model takes 9: .*--truncate"):
         open_run(request(data, tmp_path / "run", length=9))
     opened, notes = open_run(request(data, tmp_path / "run", length=9, truncate=True))
     assert max(len(ids) for pair in opened.task.train for ids in pair) == 9
     assert {ids[-1] for pair in opened.task.train for ids in pair} == {2}, "an end stands after what is cut, too"
-    assert "The ends of 100 texts were left out." in notes
+    cut = sum(len(text) > 8 for pair in PAIRS for text in pair)
+    assert f"The ends of {cut} texts were left out." in notes
     list(opened)
 
 
@@ -568,7 +567,7 @@ def test_a_marian_is_fine_tuned(marian, data, tmp_path):
 
 def test_texts_of_another_language_are_refused(marian, tmp_path):
     strange = write(tmp_path / "strange.tsv", "source\ttarget\n" + "жжж жжж\tnull eins\n" * 9)
-    with pytest.raises(ValueError, match=r"Of the sources \d+% have no id in this vocabulary: .* another language"):
+    with pytest.raises(ValueError, match=r"tokens of the sources 100\.00% have no id in this vocabulary: "):
         open_run(request(strange, tmp_path / "run", source=marian))
     some = write(tmp_path / "some.tsv", "source\ttarget\n" + "1 2 3 ж 1 2 3\tnull eins\n" * 9)
     assert any(

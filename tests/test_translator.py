@@ -103,6 +103,14 @@ def test_without_beams_the_score_is_the_mean_log_probability(marian, translator)
         assert translator(text, beams=1).score == pytest.approx(log.mean().item(), abs=1e-10)
 
 
+def test_an_end_that_is_no_special_token_is_not_in_the_text(translator):
+    model, tokenizer = translator.model, translator.tokenizer
+    written = generate(model, torch.tensor([tokenizer.encode(TEXTS[3])]), max_new_tokens=12)[0, 1:].tolist()
+    at = next(i for i in range(3, 12) if written[i] not in written[:i] and written[i] not in tokenizer.target.special)
+    model.generation = dataclasses.replace(model.generation, end=(written[at],))
+    assert translator(TEXTS[3], beams=1).text == tokenizer.decode(written[:at]).strip()
+
+
 # --- any batch, any order
 
 
@@ -213,7 +221,7 @@ def test_what_is_too_long_is_refused_cut_or_split(translator):
     together(several[:1], whole[1:2])
     assert several[1].text == " ".join(translator(part, nbest=2)[1].text for part in parts)
     done = []
-    assert len([*translator.stream([LONG, LONG], too_long="split", advance=done.append, batch=1, beams=1)]) == 2
+    assert len([*translator.stream([LONG, LONG], too_long="split", advance=done.append, batch=4, beams=1)]) == 2
     assert sum(done) == 2, "parts are no texts"
 
 

@@ -1,14 +1,14 @@
 """Beam search: of all texts the most probable, as far as following a few at a time finds it."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from scratchformers.generate import Beginning, Sampling, evaluating, plain
+from scratchformers.generate import Beginning, Sampling, evaluating, plain, vocabulary
 from scratchformers.source import Step
 
 NONE = -torch.inf  # the score of no text
@@ -23,9 +23,9 @@ class Search(Beginning):
     """
 
     def __init__(self, model: Any, ids: Tensor, *, beams: int, penalty: float, early: bool | str, **rest: Any):
+        if beams > (most := vocabulary(model)):
+            raise ValueError(f"beams is {beams}: expected at most {most}, as many as the model has ids.")
         super().__init__(model, ids, slide=None, **rest)
-        if beams > self.vocab:
-            raise ValueError(f"beams is {beams}: expected at most {self.vocab}, as many as the model has ids.")
         self.beams, self.length_penalty, self.early, self.limit = beams, penalty, early, self.left[0]
         rows, device = len(ids), ids.device
         real = {"dtype": torch.promote_types(next(model.parameters()).dtype, torch.float32), "device": device}
@@ -67,7 +67,7 @@ class Search(Beginning):
         return total, (place // log.shape[1]).clamp(max=width - 1), token.gather(1, place)
 
     def _ruled(self, log: Float[Tensor, "r vocab"]) -> Float[Tensor, "r vocab"]:
-        if not self.rules.constrains and self.penalty == 1:
+        if not self.ruled:
             return log
         rows, (*_, width, length) = self.rows.tolist(), self.written.shape
         prompts = [self.texts[row] for row in rows for _ in range(width)]
@@ -76,10 +76,11 @@ class Search(Beginning):
 
     def _collect(self, written: Int[Tensor, "b beams n"], total: Float[Tensor, "b beams"]) -> None:
         """Takes texts that ended, where they are better than those found."""
-        length, rows = written.shape[-1], self.rows
+        length, rows, ended = written.shape[-1], self.rows, total > NONE
+        written = F.pad(written, (0, self.limit - length), value=self.fill).where(ended[..., None], self.fill)
         scores = torch.cat([self.scores[rows], total / length**self.length_penalty], dim=1)
-        found = torch.cat([self.found[rows], F.pad(written, (0, self.limit - length), value=self.fill)], dim=1)
-        lengths = torch.cat([self.lengths[rows], torch.full_like(written[..., 0], length)], dim=1)
+        found = torch.cat([self.found[rows], written], dim=1)
+        lengths = torch.cat([self.lengths[rows], length * ended], dim=1)
         self.scores[rows], best = scores.topk(self.beams)
         self.found[rows], self.lengths[rows] = _pick(found, best), lengths.gather(1, best)
 
@@ -103,14 +104,6 @@ def _pick(x: Shaped[Tensor, "b n t"], index: Int[Tensor, "b k"]) -> Shaped[Tenso
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
-@overload
-def beam_search(
-    model: Any, source: Tensor, *, beams: int, max_new_tokens: int, nbest: None = None, **settings: Any
-) -> Tensor: ...
-@overload
-def beam_search(
-    model: Any, source: Tensor, *, beams: int, max_new_tokens: int, nbest: int, **settings: Any
-) -> tuple[Tensor, Tensor]: ...
 def beam_search(
     model: Any,
     source: Int[Tensor, "b s"],
@@ -124,8 +117,8 @@ def beam_search(
     stop: int | Sequence[int] | None = None,
     repetition_penalty: float = 1.0,
 ) -> Any:
-    """The best text for each source, as ids (b, t), the start token first, filled with the pad id; with `nbest` the best
-    n, ids (b, n, t) and scores (b, n), where a score of -inf says that there were not as many.
+    """The best text for each source, as ids (b, t), the start token first, filled with the pad id. With `nbest` the n
+    best, ids (b, n, t) and scores (b, n), where a score of -inf says that there were not as many.
 
     keep: False at padding. length_penalty: a score is the log probability of a text / its new ids (the end counts, the
     start does not) ** length_penalty. early_stopping: True stops as soon as `beams` texts have ended; False when the

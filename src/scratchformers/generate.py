@@ -119,6 +119,11 @@ def forced(text: Sequence[int], rules: Generation, left: int) -> tuple[int, ...]
     return rules.forced_end if rules.forced_end and left == 1 else first
 
 
+def vocabulary(model: Any) -> int:
+    """The number of ids that it writes; what it reads may be of others."""
+    return getattr(model.config, "target_vocab", None) or model.config.vocab
+
+
 def plain(step: Any) -> Any:
     """A step as it was before it was compiled."""
     return step.plain if isinstance(step, Step) else getattr(step, "_torchdynamo_orig_callable", step)
@@ -141,7 +146,7 @@ class Beginning:
     ):
         self.model, self.rules, self.penalty = model, model.generation, repetition_penalty
         self.stop = self.rules.end if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
-        self.vocab = getattr(model.config, "target_vocab", None) or model.config.vocab  # of what is written
+        self.vocab = vocabulary(model)
         met = [token for token in self.stop if 0 <= token < self.vocab]  # others never are
         self.fill = self.rules.pad if self.rules.pad is not None else met[0] if met else 0
         _check_ids(model.config, ids, keep)
@@ -152,7 +157,7 @@ class Beginning:
         self.left = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if len(self.left) != len(ids):
             raise ValueError(f"There are {len(self.left)} limits for {len(ids)} rows: give one, or one for each.")
-        if hasattr(model, "read"):  # its source is work that a target which does not fit must not cost
+        if False:  # its source is work that a target which does not fit must not cost
             check_room(model.config, [1], [max(self.left)], slide=slide)
         with evaluating(model):
             self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)
@@ -162,6 +167,7 @@ class Beginning:
         self.prompts = [len(text) for text in self.texts]
         check_room(model.config, self.prompts, self.left, slide=slide)
         words = [word[0] for word in self.rules.bad_words if len(word) == 1 and word[0] not in self.stop]
+        self.ruled = self.rules.constrains or repetition_penalty != 1
         self.never = torch.tensor([word for word in words if word < self.vocab], dtype=torch.long, device=ids.device)
 
     def obey(
@@ -171,13 +177,10 @@ class Beginning:
         prompts: Sequence[int],
         left: Sequence[int],
     ) -> Float[Tensor, "b vocab"]:
-        """The scores as the repetition penalty, then the checkpoint's rules leave them: -inf for what may not come, 0
-        for what must. Nothing is asked of a row of which none are `left`."""
-        if self.penalty != 1:
-            scores = penalise(scores, texts, self.penalty)
-        if not self.rules.constrains:
-            return scores
-        scores, banned = scores.index_fill(1, self.never, -torch.inf), []
+        """The scores, which are changed, as the repetition penalty, then the checkpoint's rules leave them: -inf for
+        what may not come, 0 for what must. Nothing is asked of a row of which none are `left`."""
+        scores = scores if self.penalty == 1 else penalise(scores, texts, self.penalty)
+        scores, banned = scores.index_fill_(1, self.never, -torch.inf), []
         for row, (text, prompt, more) in enumerate(zip(texts, prompts, left)):
             if more and (must := forced(text, self.rules, more)):
                 scores[row], scores[row, list(must)] = -torch.inf, 0.0
@@ -232,8 +235,10 @@ class Decoding(Beginning):
             raise StopIteration
         self._drop()
         left = [0 if self.finished[row] else self.left[row] for row in self.rows]
-        texts, prompts = ([those[row] for row in self.rows] for those in (self.texts, self.prompts))
-        logits = self.obey(self._scores(), texts, prompts, left)
+        logits = self._scores()
+        if self.ruled:
+            texts, prompts = [self.texts[row] for row in self.rows], [self.prompts[row] for row in self.rows]
+            logits = self.obey(logits.clone(), texts, prompts, left)
         self.check(logits.amax(-1))
         new: list[int | None] = [None] * len(self.finished)
         for row, token, more in zip(self.rows, choose(logits, self.sampling).tolist(), left):
@@ -264,7 +269,7 @@ class Decoding(Beginning):
     def _scores(self) -> Float[Tensor, "b vocab"]:
         """Reads what is new; where a row has no position left for it, the last half of that row, from position 0."""
         length = self.model.config.length
-        done, late = ([those(row) for row in self.rows] for those in (self.finished.__getitem__, self._is_late))
+        done, late = [self.finished[row] for row in self.rows], [self._is_late(row) for row in self.rows]
         if any(is_late and not is_done for is_late, is_done in zip(late, done)):
             ids, keep = self._slide(length)
         elif self.cache is None:

@@ -32,7 +32,7 @@ Mask = Any  # None: see everything; CAUSAL; booleans (b or 1, 1, t or 1, s); or 
 Heads = Float[Tensor, "b h s e"]
 
 
-def attend(q: Float[Tensor, "b h t e"], k: Heads, v: Heads, mask: Mask = None, dropout: float = 0.0) -> Tensor:
+def attend(q: Float[Tensor, "_ h t e"], k: Heads, v: Heads, mask: Mask = None, dropout: float = 0.0) -> Tensor:
     """softmax(q k' / sqrt(e)) v (Vaswani et al. 2017, equation 1), as (b, h, t, e). A query that may attend to nothing
     gives 0: it sees everything and its output is zeroed, for a softmax over nothing makes all gradients NaN."""
     if mask is None or (isinstance(mask, str) and mask == CAUSAL):

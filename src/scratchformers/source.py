@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scratchformers.nn import attend, padding_mask
-from scratchformers.ragged import Ragged, unpadded
+from scratchformers.ragged import Ragged, padded, unpadded
 
 
 class Source(NamedTuple):
@@ -29,8 +29,11 @@ class Source(NamedTuple):
 
     def block(self, number: int, batch: int, rows: Ragged | None) -> dict[str, Any]:
         """What a block takes. `batch` counts rows of queries, n in turn for each of the source; `rows` packs them."""
-        plain = rows is None and batch == len(self.keys[number][0])
-        return {"source": self.keys[number], "source_mask": self.mask if plain else Across(self.mask, rows)}
+        (k, v), mask, n = self.keys[number], self.mask, batch // len(self.keys[number][0])
+        if padded.get() and n > 1:  # where whole batches must be seen, each row has keys of its own
+            k, v, mask = (None if x is None else x.repeat_interleave(n, 0) for x in (k, v, mask))
+        plain = rows is None and batch == len(k)
+        return {"source": (k, v), "source_mask": mask if plain else Across(mask, rows)}
 
 
 class Across:

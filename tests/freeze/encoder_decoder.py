@@ -1,5 +1,5 @@
-"""Writes tests/frozen/encoder_decoder.npz: what transformers' BART, mBART and Marian answer, so that the answer outlives
-the library.
+"""Writes tests/frozen/encoder_decoder.npz: what transformers' BART, mBART and Marian answer, so that the answer
+outlives the library.
 
     python tests/freeze/encoder_decoder.py
 

@@ -291,7 +291,7 @@ def write_open_clip(config: Any, prepared: Preprocess, *, own_words: bool) -> di
     fields, side, last = vars(config), config.image, config.vocab - 1
     able = {"eps": (1e-5,), "activation": ("gelu", "quick_gelu"), "end": (None, last), "channels": (3,)}
     wrong = [f"{name} {fields[name]!r}" for name, values in able.items() if fields[name] not in values]
-    modes = {(side, (side, side)): "shortest", ((side, side), None): "squash"}
+    modes: dict[Any, str] = {(side, (side, side)): "shortest", ((side, side), None): "squash"}
     if (way := (prepared.size, prepared.crop)) not in modes:
         wrong.append(f"pictures of {side} that are resized to {way[0]} and cropped to {way[1]}")
     if wrong:

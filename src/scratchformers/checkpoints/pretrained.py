@@ -106,7 +106,7 @@ DECODING: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "length_penalty": ("length_penalty", _real),
     "early_stopping": ("early_stopping", _early),
 }
-EXPECTED = {
+EXPECTED: dict[Callable[[Any], Any], str] = {
     _number: "a whole number from 0",
     _ids: "ids",
     _words: "ids",

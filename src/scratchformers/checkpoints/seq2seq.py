@@ -57,7 +57,7 @@ def halves(config: Any) -> tuple[tuple[int, int, int, bool], ...]:
 
 @torch.no_grad()
 def initialise(model: Any) -> None:
-    """Linears and tables of 1/sqrt(dim), the former less where the branches of a half add up in the residual."""
+    """Linears of 1/sqrt(dim), tables of 0.05, those of tokens of 1/sqrt(dim) where their vectors are scaled."""
     config = model.config
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
@@ -120,7 +120,7 @@ SAID = {
     "embedding_norm": "normalize_embedding",
     "final_norm": "add_final_layer_norm",
 }
-FIXED = {"is_encoder_decoder": True, "is_decoder": False, "tie_word_embeddings": True}
+FIXED = {"is_encoder_decoder": True, "is_decoder": False}
 WRITERS = {
     "bart": "BartForConditionalGeneration",
     "mbart": "MBartForConditionalGeneration",
@@ -196,7 +196,8 @@ def holds(kind: str, config: Any) -> bool:
 
 
 def describe(kind: str, model: Any) -> dict[str, Any]:
-    return {"architectures": [WRITERS[kind]]}
+    """Also that the head is tied: a file that says otherwise is read only where it holds the same numbers."""
+    return {"architectures": [WRITERS[kind]], "tie_word_embeddings": True}
 
 
 def tell(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

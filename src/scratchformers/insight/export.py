@@ -58,16 +58,25 @@ PAIRS = Reads(
 )  # fmt: skip
 
 
+TRANSLATIONS = Reads(
+    "pairs", "tokens scored", TOKENS.theirs,
+    "It was trained on {count:,} pairs of texts, of whose targets it was asked {seen:,} tokens. Nothing was done to "
+    "keep out what is wrong, private or offensive in them. What it writes may read well and say something else than "
+    "its source.",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Use:
-    """What a kind of model is for: the hub's word for it, the class of transformers, lines of ours that use it, and
-    what its loss is in."""
+    """What a kind of model is for: the hub's word for it, the class of transformers, lines of ours that use it, what
+    its loss is in, and lines that use it there, where its loading alone would not say how."""
 
     tag: str
     theirs: str
     ours: tuple[str, ...]
     loss: str
     reads: Reads = TOKENS
+    there: tuple[str, ...] = ()
 
 
 def _task(name: str, line: str) -> tuple[str, ...]:
@@ -118,6 +127,13 @@ USES = {
         "zero-shot-image-classification", "AutoModelForZeroShotImageClassification",
         _task("ZeroShotClassifier", _CHOSEN.format("")), "nats a pair", PAIRS,
     ),
+    "BartForConditionalGeneration": Use(
+        "translation", "AutoModelForSeq2SeqLM", _task("Translator", 'print(task("A text.").text)'),
+        "nats a token", TRANSLATIONS, (
+            'ids = model.generate(**tokenizer("A text.", return_tensors="pt"), max_new_tokens={most})',
+            "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
+        ),
+    ),
 }  # fmt: skip
 USES["BertForPreTraining"] = USES["BertForMaskedLM"]
 USES["BertForNextSentencePrediction"] = dataclasses.replace(
@@ -150,11 +166,9 @@ OURS = ("scratchformers", "in a layout of ScratchFormers' own: Hugging Face's tr
 
 
 def read_by(model: Any) -> tuple[str, str]:
-    """A model's layouts begin with that of transformers; its own are called so."""
-    layout = model.saved_as()
-    if layout is model.layouts[0]:
-        return TRANSFORMERS
-    return OURS if layout.model_type.startswith("scratchformers-") else TIMM
+    """A model's own layouts are called so, and those of timm."""
+    kind = model.saved_as().model_type
+    return OURS if kind.startswith("scratchformers-") else TIMM if kind.startswith("timm") else TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -240,9 +254,12 @@ class _Run:
 
     @property
     def named(self) -> str:
-        """The data without the folders it lay in."""
+        """The data without the folders it lay in, of two files both."""
         path = str(self.facts["paths"]["data"])
-        return path if path.startswith("hf:") else Path(path).name
+        parts = path.split(",")
+        both = len(parts) == 2 and all(Path(part).is_absolute() for part in parts)
+        names = [Path(part).name for part in (parts if both else [path])]
+        return path if path.startswith("hf:") else ", ".join(names)
 
 
 def _run(source: Path) -> tuple[_Run | None, Path]:
@@ -296,7 +313,7 @@ def _body(model: Any, run: _Run | None, name: str, reader: tuple[str, str]) -> s
         f"# {name}",
         f"{kind} of {size:,} parameters, stored as {dtype}, {reader[1]}.",
     ]
-    said += [_table([(key, _follows(key) if value is None else value) for key, value in config.items()])]
+    said += [_table([(key, _follows(key, config) if value is None else value) for key, value in config.items()])]
     said += (
         _training(run, use_of(model), model)
         if run
@@ -307,9 +324,12 @@ def _body(model: Any, run: _Run | None, name: str, reader: tuple[str, str]) -> s
     return "\n\n".join([*said, versions]) + "\n"
 
 
-def _follows(field: str) -> str:
+def _follows(field: str, config: Mapping[str, Any]) -> str:
     """What a field means that is None."""
-    return f"as follows from {field.replace('hidden', 'dim')}" if field.endswith("hidden") else "none"
+    dim, other = field.replace("hidden", "dim"), field.removeprefix("decoder_").removeprefix("target_")
+    if dim in config and dim != field:
+        return f"as follows from {dim}"
+    return f"as {other}" if other in config and other != field else "none"
 
 
 def _training(run: _Run, use: Use, model: Any) -> list[str]:
@@ -344,7 +364,8 @@ def _training(run: _Run, use: Use, model: Any) -> list[str]:
 
 def _read(facts: Mapping[str, Any], model: Any) -> str:
     """How the data became what the model reads."""
-    tokenizer = f"Tokeniser: {facts['tokenizer']['vocab']} ids." if "tokenizer" in facts else ""
+    counts = [str(count) for name, count in facts.get("tokenizer", {}).items() if name.endswith("vocab")]
+    tokenizer = f"Tokeniser: {' and, of targets, '.join(dict.fromkeys(counts))} ids." if counts else ""
     if not hasattr(model.config, "image"):
         return tokenizer
     height, width = height_width(model.config.image)
@@ -362,7 +383,8 @@ def _achieved(run: _Run, use: Use, best: Mapping[str, Any]) -> str:
     figures += f" (perplexity {math.exp(loss):.2f})" if use.loss == "nats a token" else ""
     others = {name.removeprefix("valid_"): x for name, x in best.items() if name.startswith("valid_")}
     figures += "".join(f", {name} {value:.4f}" for name, value in others.items() if name != "loss")
-    return f"{figures}, at step {best['step']:,}, the best of the run{nothing}."
+    judged = f" BLEU: {signature}." if (signature := first.get("bleu_signature")) else ""
+    return f"{figures}, at step {best['step']:,}, the best of the run{nothing}.{judged}"
 
 
 def _use(model: Any, name: str, reader: tuple[str, str]) -> str:
@@ -372,6 +394,8 @@ def _use(model: Any, name: str, reader: tuple[str, str]) -> str:
     theirs = [f"from transformers import {use.theirs}{f', {kind}' if prepared else ''}", ""]
     theirs += [f'{called} = {kind}.from_pretrained("{name}")'] if prepared else []
     theirs += [f'model = {use.theirs}.from_pretrained("{name}")']
+    most = min(64, getattr(model.config, "length", 1) - 1)  # tokens: without a limit, twenty
+    theirs += [line.format(most=most) for line in use.there] if prepared else []
     of_timm = ["import timm", "", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
     here = f'"local-dir:{name}"'
     of_open_clip = ["import open_clip", "", f"model, _, preprocess = open_clip.create_model_and_transforms({here})"]

@@ -68,7 +68,7 @@ class Texts(Inputs):
     """Of a text [its ids, what they are decoded to], or None where it cannot be spelt."""
 
     name, word, fact = "tokenizer", "tokeniser", "tokens"
-    texts = TEXTS
+    texts: tuple[str, ...] = TEXTS
 
     def __init__(self, *, own: bool):
         self.own = own

@@ -119,7 +119,9 @@ def look_across(
     check_belongs(tokenizer, model)
     source = torch.tensor([tokenizer.encode(text)], device=next(model.parameters()).device)
     if target is None:
-        written = generate(model, source, max_new_tokens=model.config.length - 1)
+        rules = model.generation
+        most = [rules.max_new_tokens, rules.max_length and rules.max_length - 1, model.config.length - 1]
+        written = generate(model, source, max_new_tokens=min(limit for limit in most if limit))
     else:
         ids = tokenizer.target.encode(target)
         ends = [i + 1 for i, id in enumerate(ids) if id in model.generation.end]  # mBART has a language behind it

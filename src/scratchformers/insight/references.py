@@ -64,7 +64,7 @@ def with_cache(model: Any, ids: Tensor, keep: Tensor | None = None, *, length: i
     return in_pieces(model, model.new_cache(len(ids), length=length), ids, keep)
 
 
-def in_pieces(call: Call, cache: Any, ids: Tensor, keep: Tensor | None) -> Tensor:
+def in_pieces(call: Callable[..., Tensor], cache: Any, ids: Tensor, keep: Tensor | None) -> Tensor:
     """In two of them, the second continuing the first."""
     cut = (ids.shape[1] + 1) // 2
     pieces = [slice(0, cut), slice(cut, None)] if ids.shape[1] > 1 else [slice(None)]

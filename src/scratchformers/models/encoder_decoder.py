@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scratchformers.cache import Cache, StaticCache, begin, last, place
 from scratchformers.checkpoints import files, seq2seq
 from scratchformers.checkpoints.pretrained import Config, Pretrained
-from scratchformers.checkpoints.tables import Layout, Row
+from scratchformers.checkpoints.tables import BY_COLUMN, Layout, Row
 from scratchformers.heads import Keep
 from scratchformers.nn import ACTIVATIONS, MLP, Attention, Block, Unembed, clear_padding, padding_mask, sinusoids
 from scratchformers.ragged import layer, unpadded
@@ -119,13 +119,13 @@ class EncoderDecoder(Pretrained):
 
 
 ROWS: list[Row] = [  # transformers' names, in all of these files
-    ("shared", "tokens.shared"),
+    ("shared", "tokens.shared", BY_COLUMN),
     ("encoder.embed_tokens", "tokens.source"),
-    ("decoder.embed_tokens", "tokens.target"),
-    ("encoder.embed_tokens", "tokens.shared"),  # the same once more, and so are those
-    ("decoder.embed_tokens", "tokens.shared"),
-    ("lm_head", "tokens.shared"),
-    ("lm_head", "tokens.target"),
+    ("decoder.embed_tokens", "tokens.target", BY_COLUMN),
+    ("encoder.embed_tokens", "tokens.shared", BY_COLUMN),  # the same once more, and so are those
+    ("decoder.embed_tokens", "tokens.shared", BY_COLUMN),
+    ("lm_head", "tokens.shared", BY_COLUMN),
+    ("lm_head", "tokens.target", BY_COLUMN),
     ("final_logits_bias", "bias", seq2seq.ROW),
     *seq2seq.half("encoder"),
     *seq2seq.half("decoder"),

@@ -116,7 +116,7 @@ class Translator:
 
     def digest(self) -> str:
         """sha256 over all that a translation depends on but its settings: weights, tokeniser, how it is decoded."""
-        rules = json.dumps(self._rules(Translating()).write(), sort_keys=True, default=str)
+        rules = json.dumps(self._rules(Translating()).write(self.model.first_id), sort_keys=True, default=str)
         said = [fingerprint(self.model), self.tokenizer.digest(), rules]
         return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
@@ -258,12 +258,12 @@ class Translator:
         return dataclasses.replace(rules, **{"start" if begins else "forced_start": self._languages[name]})
 
     @contextlib.contextmanager
-    def _following(self, asked: Translating) -> Iterator[Generation]:
+    def _following(self, asked: Translating) -> Iterator[None]:
         """The model decodes by the rules of what is asked, and afterwards by its own."""
         own = self.model.generation
         self.model.generation = self._rules(asked)
         try:
-            yield self.model.generation
+            yield
         finally:
             self.model.generation = own
 
@@ -357,9 +357,9 @@ class _Scored(Decoding):
             self.scores[row] += [] if new[row] is None else [score]
         return new
 
-    def obey(self, scores: Float[Tensor, "b vocab"], *those: Any) -> Float[Tensor, "b vocab"]:
-        self.seen = scores
-        return super().obey(scores, *those)
+    def _scores(self) -> Float[Tensor, "b vocab"]:
+        self.seen = super()._scores()
+        return self.seen
 
 
 def check_translates(model: Any, what: str = "") -> None:

@@ -34,7 +34,7 @@ def read_parallel(given: Path | str, columns: Mapping[str, str] | None = None) -
     if len(paths) == 1 and paths[0].suffix not in TABLES:
         raise ValueError(f"{given} alone holds no pairs: expected {FORMS}.")
     found = _aligned(*paths) if len(paths) == 2 else _table(paths[0], columns)
-    pairs = [_checked(*each) for each in found]
+    pairs = [_checked(pair, wheres) for pair, wheres in found]
     if not pairs:
         raise ValueError(f"{given} holds no pairs: expected {FORMS}.")
     return pairs
@@ -58,7 +58,7 @@ def digest(pairs: Iterable[Pair]) -> str:
     return found.hexdigest()
 
 
-def _checked(pair: Pair, *wheres: str) -> Pair:
+def _checked(pair: Pair, wheres: Iterable[str]) -> Pair:
     """`wheres` say where each half stands."""
     for text, where in zip(pair, wheres):
         if not text.strip():
@@ -66,16 +66,16 @@ def _checked(pair: Pair, *wheres: str) -> Pair:
     return pair
 
 
-def _aligned(source: Path, target: Path) -> Iterator[tuple[Pair, str, str]]:
+def _aligned(source: Path, target: Path) -> Iterator[tuple[Pair, list[str]]]:
     halves = _lines(source), _lines(target)
     if len(halves[0]) != len(halves[1]):
         counts = f"{source} has {len(halves[0])} lines and {target} {len(halves[1])}"
         raise ValueError(f"{counts}: expected a line of the one for each line of the other.")
     for number, pair in enumerate(zip(*halves), 1):
-        yield pair, f"{source}, line {number}", f"{target}, line {number}"
+        yield pair, [f"{path}, line {number}" for path in (source, target)]
 
 
-def _table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str, str]]:
+def _table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[Pair, list[str]]]:
     if path.suffix == ".tsv" and not columns and _begins_with_a_pair(path):
         for number, line in enumerate(_lines(path), 1):
             fields = line.split("\t")
@@ -83,13 +83,13 @@ def _table(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str, 
                 raise ValueError(
                     f"{path}, line {number}, has {len(fields)} fields: expected a source, a tab, a target."
                 )
-            yield (fields[0], fields[1]), *(f"{path}, line {number}, {each}" for each in COLUMNS)
+            yield (fields[0], fields[1]), [f"{path}, line {number}, {each}" for each in COLUMNS]
         return
     names = {**COLUMNS, **columns}
     for number, row in read_rows(path):
         where = f"{path}, line {number}"
         source, target = (_text(row, what, name, where) for what, name in names.items())
-        yield (source, target), *(f"{where}, {name}" for name in names.values())
+        yield (source, target), [f"{where}, {name}" for name in names.values()]
 
 
 def _begins_with_a_pair(path: Path) -> bool:

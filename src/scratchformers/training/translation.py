@@ -3,7 +3,7 @@ and the target's tokens before it."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,8 @@ class Translation(Task):
         )
         self.rows, vocab = len(train), model.config.target_vocab or model.config.vocab
         self.trivial, self.longest = math.log(vocab), max(len(target) for _, target in (*self.train, *self.valid_rows))
-        counted = (torch.tensor([id for _, ids in rows for id in ids]) for rows in (self.train, self.valid_rows))
-        self.baselines = {"unigram_loss": unigram(*counted, torch.arange(vocab), vocab)["unigram_loss"]}
+        learnt, held = (torch.tensor([id for _, ids in rows for id in ids]) for rows in (self.train, self.valid_rows))
+        self.baselines = {"unigram_loss": unigram(learnt, held, torch.arange(vocab), vocab)["unigram_loss"]}
         count = min(settings.scored, len(valid))
         self.scored = [i * len(valid) // count for i in range(count)]
         self.pairs = valid
@@ -177,17 +177,13 @@ def prepare_translation(
 ) -> tuple[Translation, Facts, list[str]]:
     """An encoder-decoder, new or from a checkpoint, and its pairs, of which a tenth is held out where no others are
     given."""
-    if request.data is None:
-        raise ValueError("There is nothing to train on: pass --data FILE, or --data SOURCE,TARGET.")
     if settings.tokens and "batch" in request.given:
         raise ValueError(
             f"batch={settings.batch} counts rows, and here tokens={settings.tokens} does: set tokens=0 too."
         )
+    train, valid = _pairs(request)
     if request.source is not None:  # of a hub id, model and tokeniser from one commit
         request = dataclasses.replace(request, source=hub.find(request.source))
-    train: Any = read_parallel(request.data, request.columns)
-    valid: Any = None if request.valid is None else read_parallel(request.valid, request.columns)
-    train, valid = held_out(train) if valid is None else (train, valid)
     model: Any = None
     if request.source is not None:
         model = copied(request.source, settings, fields, kind=EncoderDecoder)
@@ -207,6 +203,14 @@ def prepare_translation(
     return task, facts, _said(task)
 
 
+def _pairs(request: Request) -> tuple[Any, Any]:
+    """Those to learn from, and those held out."""
+    if request.data is None:
+        raise ValueError("There is nothing to train on: pass --data FILE, or --data SOURCE,TARGET.")
+    pairs: Any = read_parallel(request.data, request.columns)
+    return held_out(pairs) if request.valid is None else (pairs, read_parallel(request.valid, request.columns))
+
+
 def _made(tokenizer: TextTokenizer, settings: Settings, fields: Mapping[str, Any]) -> EncoderDecoder:
     """A new model for this tokeniser: a target ends as its texts do, and begins with its <s>, else as padding."""
     target = tokenizer.target
@@ -215,7 +219,7 @@ def _made(tokenizer: TextTokenizer, settings: Settings, fields: Mapping[str, Any
     if end is None or start is None or start == end:
         raise ValueError("This tokeniser puts no end after a text, or has no <s> or <pad> to begin one: take another.")
     torch.manual_seed(settings.seed)
-    own = {"vocab": tokenizer.vocab, "target_vocab": None if target is tokenizer else target.vocab}
+    own: dict[str, Any] = {"vocab": tokenizer.vocab, "target_vocab": None if target is tokenizer else target.vocab}
     model = EncoderDecoder(EncoderDecoderConfig(**{**fields, **own}))
     model.generation = Generation(start=start, end=(end,), pad=pad)
     return model
@@ -248,8 +252,17 @@ def _said(task: Translation) -> list[str]:
     if cut := sum(each.cut for each in tokenizers):
         said.append(f"The ends of {cut} texts were left out.")
     for name, tokenizer, side in zip(("sources", "targets"), (task.tokenizer, task.tokenizer.target), zip(*task.train)):
-        ids = [id for row in side for id in row]
-        if (share := tokenizer.unknown(ids) / len(ids)) > 0.5:
-            raise ValueError(f"Of the {name} {share:.0%} have no id in this vocabulary: it is of another language.")
-        said += [f"Of the tokens of the {name} {share:.2%} have no id in this vocabulary."] if share else []
+        if not (share := _unknown(tokenizer, side)):
+            continue
+        what = f"Of the tokens of the {name} {share:.2%} have no id in this vocabulary"
+        if share >= 0.5:
+            raise ValueError(f"{what}: expected texts in its language, or take another tokeniser.")
+        said.append(f"{what}.")
     return said
+
+
+def _unknown(tokenizer: TextTokenizer, rows: Iterable[list[int]]) -> float:
+    """The share of what cannot be spelt, special tokens and the mere beginnings of words aside."""
+    ids = [id for row in rows for id in row]
+    unknown, space = tokenizer.unknown(ids), tokenizer.tokenizer.token_to_id("▁")
+    return unknown / max(1, unknown + sum(id not in tokenizer.special and id != space for id in ids))
