@@ -231,6 +231,42 @@ def test_several_ids_may_end_a_text(both, model):
     torch.testing.assert_close(scores.flatten(), expected, atol=1e-10, rtol=0)
 
 
+def scripted(model, monkeypatch, *steps):
+    """The model's probabilities are these at each step, whatever was written, the last for ever."""
+    left = itertools.chain(steps, itertools.repeat(steps[-1]))
+
+    def step(ids, *_):
+        chances = torch.full((len(ids), model.config.target_vocab or model.config.vocab), 1e-9)
+        for token, chance in next(left).items():
+            chances[:, token] = chance
+        return chances.double().log()
+
+    monkeypatch.setattr(model, "step", step)
+    model.generation = dataclasses.replace(model.generation, no_repeat_ngram=0)
+
+
+def written(texts):
+    return [text[1 : text.index(END) + 1] for text in texts.tolist()]
+
+
+def test_a_negative_penalty_favours_short_texts_also_in_what_is_expected(model, monkeypatch):
+    """After two steps two texts are found; what a third may give is not judged by the longest that fits."""
+    scripted(model, monkeypatch, {7: 0.82, END: 0.18}, {8: 0.86, END: 0.13}, {END: 0.99, 9: 0.01})
+    settings = {"beams": 2, "nbest": 2, "max_new_tokens": ROOM, "early_stopping": "never", "length_penalty": -1.0}
+    texts, _ = sf.beam_search(model, reference.ids(1, 3), **settings)
+    assert written(texts[0]) == [[7, 8, END], [END]]
+
+
+def test_as_many_go_on_as_there_are_beams_however_many_ids_end_a_text(model, monkeypatch):
+    ends = {END: 0.3, 3: 0.25, 17: 0.2, 29: 0.15}
+    scripted(model, monkeypatch, {**ends, 7: 0.06, 8: 0.03}, {END: 1.0})
+    texts, _ = sf.beam_search(
+        model, reference.ids(1, 3), beams=2, nbest=2, max_new_tokens=3, stop=list(ends), length_penalty=4.0,
+        early_stopping="never",
+    )  # fmt: skip
+    assert written(texts[0]) == [[7, END], [8, END]]
+
+
 @pytest.mark.parametrize("early", [True, False, "never"])
 def test_a_text_does_not_depend_on_its_batch(model, early):
     ids, keep = sources(32)

@@ -157,7 +157,7 @@ class Beginning:
         self.left = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         if len(self.left) != len(ids):
             raise ValueError(f"There are {len(self.left)} limits for {len(ids)} rows: give one, or one for each.")
-        if False:  # its source is work that a target which does not fit must not cost
+        if hasattr(model, "read"):  # its source is work that a target which does not fit must not cost
             check_room(model.config, [1], [max(self.left)], slide=slide)
         with evaluating(model):
             self.ids, self.keep, self.step = model.start(ids, None if keep is None or bool(keep.all()) else keep)

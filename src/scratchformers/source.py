@@ -31,7 +31,8 @@ class Source(NamedTuple):
         """What a block takes. `batch` counts rows of queries, n in turn for each of the source; `rows` packs them."""
         (k, v), mask, n = self.keys[number], self.mask, batch // len(self.keys[number][0])
         if padded.get() and n > 1:  # where whole batches must be seen, each row has keys of its own
-            k, v, mask = (None if x is None else x.repeat_interleave(n, 0) for x in (k, v, mask))
+            k, v = k.repeat_interleave(n, 0), v.repeat_interleave(n, 0)
+            mask = None if mask is None else mask.repeat_interleave(n, 0)
         plain = rows is None and batch == len(k)
         return {"source": (k, v), "source_mask": mask if plain else Across(mask, rows)}
 
