@@ -40,6 +40,7 @@ def marian(tmp_path_factory):
     pad = ids["<pad>"]
     tokens = {"decoder_start_token_id": pad, "eos_token_id": 0, "pad_token_id": pad, "bad_words_ids": [[pad]]}
     theirs = model_of("marian", tokens, len(ids))
+    theirs.final_logits_bias[0, 0] = 7.0  # so that texts end, and at different lengths
     theirs.save_pretrained(folder)
     save(folder, {"source.spm": cutters[0], "target.spm": cutters[1], "vocab.json": ids})
     return theirs, MarianTokenizer.from_pretrained(str(folder)), folder
@@ -78,6 +79,8 @@ def test_texts_are_those_of_transformers(marian, translator):
     for text, each in zip(TEXTS, greedy):
         assert [each.text] == theirs_say(theirs, tokenizer, text, num_beams=1)[0]
     assert [each.text for each in greedy] != [each.text for each in found]
+    lengths = [len(translator.tokenizer.target.encode(each.text)) for each in greedy]
+    assert len({*lengths}) > 4, "some end before others"
 
 
 def test_the_best_few_have_transformers_scores(marian, translator):
@@ -90,6 +93,13 @@ def test_the_best_few_have_transformers_scores(marian, translator):
         assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     assert translator(TEXTS[0], nbest=1) == [translator(TEXTS[0])]
     assert len(translator(TEXTS[0], nbest=6)) == 6, "more beams than the checkpoint's, if more are asked for"
+
+
+def test_where_there_are_fewer_texts_than_asked_for_these_are_given(translator):
+    rules = translator.model.generation
+    translator.model.generation = dataclasses.replace(rules, forced_start=9)
+    assert len(translator(TEXTS[3], nbest=4, max_new_tokens=1)) == 1
+    assert len(translator(TEXTS[3], nbest=4, max_new_tokens=2)) == 4
 
 
 def test_without_beams_the_score_is_the_mean_log_probability(marian, translator):
@@ -161,7 +171,9 @@ def test_a_stream_holds_one_block(translator):
 
     done = []
     found = translator.stream(endless(), beams=1, max_new_tokens=1, batch=512, advance=done.append)
-    for _ in range(BLOCK + 1):
+    next(found)
+    assert len(asked) == BLOCK
+    for _ in range(BLOCK):
         next(found)
     assert len(asked) == 2 * BLOCK
     assert sum(done) == 2 * BLOCK
@@ -184,12 +196,14 @@ def test_an_empty_line_asks_nothing_of_the_model(translator, monkeypatch):
 # --- drawn
 
 
-def test_a_text_draws_by_its_own_number(translator):
+def test_a_text_draws_by_its_own_number(translator, monkeypatch):
     given = {"temperature": 2.0, "top_k": 40, "top_p": 0.95}
     drawn = translator(TEXTS, seed=5, **given)
     together(translator(TEXTS, seed=5, batch=3, **given), drawn)
     together([translator(text, seed=5 + i, **given) for i, text in enumerate(TEXTS)], drawn)
     together([*translator.stream(TEXTS[9:], first=9, seed=5, **given)], drawn[9:])
+    monkeypatch.setattr(translation, "BLOCK", 7)
+    together([*translator.stream(TEXTS, seed=5, **given)], drawn)
     assert [each.text for each in translator(TEXTS, seed=6, **given)] != [each.text for each in drawn]
     assert [each.text for each in translator(TEXTS, **given)] != [each.text for each in translator(TEXTS, **given)]
 
@@ -230,7 +244,7 @@ def test_what_is_too_long_is_refused_cut_or_split(translator):
     [
         ("One two. Three four! Five?", 99, ["One two. Three four! Five?"]),
         ("One two. Three four! Five?", 12, ["One two.", "Three four!", "Five?"]),
-        ('He said "No." Then he left.', 15, ['He said "No."', "Then he left."]),
+        ('He said "No." Then he left the house.', 25, ['He said "No."', "Then he left the house."]),
         ("It costs 3.50 today. Yes.", 20, ["It costs 3.50 today.", "Yes."]),
         ("我来了。你走了！好", 4, ["我来了。", "你走了！", "好"]),
         ("First line\nSecond line", 12, ["First line", "Second line"]),
