@@ -61,6 +61,7 @@ def learnt(folder):
     ]
     rows += [_pretrained(_read(folder / "mae-cifar10"))]
     rows += [_zero_shot(_read(folder / "clip-fashion")), _retrieval(_read(folder / "clip-emoji"))]
+    rows += [_translated(_read(folder / "multi30k"))]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -148,6 +149,16 @@ def _retrieval(found):
         f"of held-out emoji, recall at 1, 5, 10: {test['text_to_image']} by text; {test['image_to_text']} by picture"
     )
     return "CLIP on Noto emoji and their names, from nothing", result, f"chance: {chance['text_to_image']}", _size(run)
+
+
+def _translated(found):
+    scores = (
+        f"{score['5 beams']['bleu']:.1f} on {name} ({score['greedy']['bleu']:.1f} greedily)"
+        for name, score in found["tests"].items()
+    )
+    result = f"sacreBLEU with 5 beams {', '.join(scores)}"
+    title = "Encoder-decoder on Multi30k, German to English, from nothing"
+    return title, result, f"published: {found['published']}", _size(found)
 
 
 def _size(run):

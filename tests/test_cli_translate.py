@@ -274,6 +274,7 @@ def test_what_cannot_be_is_said_in_a_sentence(capsys, folder, tmp_path, publishe
         assert said in refused(capsys, "translate", *given, *model), given
     error = refused(capsys, "translate", "a", "--model", published[1])
     assert f"{published[1]} holds a GPT2, which does not translate: expected an encoder-decoder" in error
+    assert "EncoderDecoder writes from a source: use `translate`" in refused(capsys, "complete", "a", *model)
     assert not out.exists()
 
 

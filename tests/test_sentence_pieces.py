@@ -416,3 +416,13 @@ def test_a_targets_tokenizer_json_that_is_none_is_refused(tmp_path):
     ours = pair_characters(["abc"], ["xyz"], joint=False)
     with pytest.raises(ValueError, match=f"{TARGET} is no tokeniser"):
         load_tokenizer(save(tmp_path, ours.files | {TARGET: b"{}"}))
+
+
+def test_another_models_vocabulary_is_no_mbarts(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mbart"}', encoding="utf-8")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no sentencepiece\.bpe\.model: an mBART's tokeniser is made of it"
+    ):
+        load_tokenizer(tmp_path)

@@ -169,10 +169,12 @@ def marian(*paths: Path) -> TextTokenizer:
     return SentencePieces(cutters[0], ids, contents, special=special, codes=True, target=target)
 
 
-def mbart(file: Path) -> TextTokenizer:
+def mbart(file: Path, *others: Path) -> TextTokenizer:
     """mBART's tokeniser, from sentencepiece.bpe.model, or the tokenizer.json beside it. The languages are `src_lang`
     and `tgt_lang` of tokenizer_config.json, else en_XX, or what the tokenizer.json says. Their codes stand after a
     text's </s>, or before the text for one whose `tokenizer_class` is MBart50Tokenizer, which has 52."""
+    if others:  # the vocabulary of another model's tokeniser
+        raise FileNotFoundError(f"{file.parent} holds no {' '.join(files.MBART)}: an mBART's tokeniser is made of it.")
     beside = {name: file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")}
     contents = {name: path.read_bytes() for name, path in beside.items() if path.is_file()}
     said = files.read_json(beside["tokenizer_config.json"]) if "tokenizer_config.json" in contents else {}

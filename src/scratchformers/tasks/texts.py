@@ -118,6 +118,8 @@ class Completer:
     def __init__(self, model: Any, tokenizer: TextTokenizer):
         if not hasattr(model, "start"):
             raise ValueError(f"{type(model).__name__} reads texts and writes none: expected a model like GPT-2.")
+        if hasattr(model, "read"):
+            raise ValueError(f"{type(model).__name__} writes from a source: use `translate`, or a Translator.")
         check_fits(tokenizer, model.config.vocab)
         self.model, self.tokenizer = model, tokenizer
 
