@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class TextTokenizer:
         self.cut = 0  # texts of which the end was left out so far
         self._shortened: dict[int, Tokenizer] = {}  # by the ids to which each cuts a text
 
-    @property
+    @cached_property  # a vocabulary does not grow once it is here, and counting it takes as long as a sentence's ids
     def vocab(self) -> int:
         """How many ids there are: the largest one, plus 1."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
@@ -80,7 +80,7 @@ class TextTokenizer:
         end = self.tokenizer.token_to_id(END)
         return self.role("sep") if end is None else end
 
-    @property
+    @cached_property
     def special(self) -> frozenset[int]:
         """The ids that are no text."""
         added = self.tokenizer.get_added_tokens_decoder().items()
