@@ -362,8 +362,8 @@ def test_vectors_are_made_as_the_checkpoint_says(tmp_path, pool, normalize):
     assert found.shape == (8, 39)
     assert encoder(TEXTS[0]).shape == (39,)
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found[0], found[5], atol=1e-6, err_msg="the same text twice")
-    np.testing.assert_allclose(found[1], found[3], atol=1e-6, err_msg="spaces are no text")
+    np.testing.assert_allclose(found[0], found[5], atol=1e-5, err_msg="the same text twice")
+    np.testing.assert_allclose(found[1], found[3], atol=1e-5, err_msg="spaces are no text")
     assert np.abs(found[0] - found[2]).max() > 1e-2
 
 
