@@ -29,7 +29,10 @@ ODD += ["ﬁ", "①", "\u3000", "\xa0", "\u200b", "é", "e\u0301", "猫", "😀"
 LONG = max(ENGLISH[:60], key=len)
 WORDS = [word for line in ENGLISH[:60] + OTHER[:60] for word in line.split()]
 TEXTS = st.lists(st.sampled_from([*ODD, *WORDS, " ", " "]) | st.text(max_size=3), max_size=12).map("".join)
-PLAIN = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)  # where no normaliser has anything to do
+# Where no normaliser has anything to do, and no two ways to cut a row of one sign are worth the same but for rounding.
+PLAIN = st.lists(
+    st.sampled_from([word for word in WORDS if not any(4 * sign in word for sign in word)]), max_size=12
+).map(" ".join)
 
 
 def learn(texts, vocab, **given):
@@ -90,11 +93,14 @@ def test_marian_has_the_ids_and_texts_of_transformers(folders, which):
     """Of any text, what is unknown among it, codes and special tokens written out; and of any ids of the target."""
     ours, theirs = read_marian(folders[which]), theirs_of(folders[which])
     theirs.normalize = None  # that it is never called is why we have none
+    pads = {ours.role("pad"), ours.target.role("pad")}
 
     @settings(max_examples=600, deadline=None, derandomize=True, database=None)
     @given(TEXTS, st.lists(st.integers(0, ours.target.vocab - 1), max_size=12))
     def check(text, ids):
         assert ours.encode(text) == theirs(text)["input_ids"]
+        if which == "two":  # transformers takes padding in a target for the source's
+            text, ids = text.replace("<pad>", ""), [id for id in ids if id not in pads]
         assert ours.target.encode(text) == theirs(text_target=text)["input_ids"]
         said = theirs.decode(ids, clean_up_tokenization_spaces=False, use_source_tokenizer=False)
         assert ours.decode(ids) == ours.target.decode(ids) == said
