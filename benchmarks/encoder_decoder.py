@@ -155,6 +155,7 @@ def training(folder, side, device, quick):
         keep_freed_memory()
         for parameter in model.parameters():  # copied out of the file, as `train --from` makes it
             parameter.data = parameter.data.clone()
+        model.bias.requires_grad_(False)  # as theirs, which is none of its parameters
     ids, keep = batch(folder, sentences()[: 8 if quick else 32], device)
     before = torch.cat([torch.full_like(ids[:, :1], PAD), ids[:, :-1]], 1)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -181,7 +182,8 @@ def training(folder, side, device, quick):
     def answer():
         model.eval()
         found = backward()
-        squares = sum(float(parameter.grad.square().sum()) for parameter in learning)
+        grads = [parameter.grad for parameter in learning if parameter.grad is not None]  # fixed positions have none
+        squares = sum(float(grad.square().sum()) for grad in grads)
         optimizer.zero_grad(set_to_none=True)
         return [found, squares**0.5]
 
