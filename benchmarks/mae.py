@@ -133,9 +133,9 @@ def facebook(folder, side, device, quick):
     from scratchformers.checkpoints import tables
     from scratchformers.models.mae import OF_FACEBOOK
 
+    model = vit.ours(folder, device)
     layout = next(one for one in model.layouts if one.rows is OF_FACEBOOK)
     theirs = recipe(768, 12, 12, 512, 8, 16).to(device)
-    model = vit.ours(folder, device)
     theirs.load_state_dict(tables.save(layout, model.state_dict(), model.config))
     return stepping(theirs, lambda: theirs(images, noise), quick)
 
