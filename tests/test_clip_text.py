@@ -344,7 +344,7 @@ def test_what_is_no_text_is_refused(openai):
             openai.encode_batch(["fine", text])
         with pytest.raises(ValueError, match="no valid Unicode"):
             openai.encode_words(["fine", text])
-    with pytest.raises(ValueError, match=r"A text is \('a', 'b'\): CLIP reads single texts"):
+    with pytest.raises(ValueError, match=r"A text is \('a', 'b'\): this tokeniser takes single texts"):
         openai.encode_batch(["fine", ("a", "b")])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from scratchformers.checkpoints.files import CLIP_MERGES
-from scratchformers.text import END, Text, TextTokenizer, check_length, written_out
+from scratchformers.text import END, SpellingTokenizer, written_out
 
 START = "<|startoftext|>"
 WORD_END = "</w>"
@@ -69,7 +69,7 @@ def split(text: str) -> list[str]:
     return _pattern().findall(text)
 
 
-class CLIPTokenizer(TextTokenizer):
+class CLIPTokenizer(SpellingTokenizer):
     """`ids` by token and `merges` in their order. A text's ids stand between those of START and END, which are the last
     two; written out in a text, these are the tokens, as OpenAI has it."""
 
@@ -77,54 +77,12 @@ class CLIPTokenizer(TextTokenizer):
         tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(merges), end_of_word_suffix=WORD_END))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in (START, END)])
-        super().__init__(tokenizer, files or _files(ids, merges))
+        super().__init__(tokenizer, files or _files(ids, merges), ends=([ids[START]], [ids[END]]))
         self._names = sorted(ids, key=ids.__getitem__)
-        self._ends = ids[START], ids[END]
         self._known: dict[str, list[int]] = {}
 
-    def encode_batch(
-        self, texts: Sequence[Text], *, limit: int | None = None, truncate: bool = False
-    ) -> list[tuple[list[int], list[int]]]:
-        """Of each text its ids and their segments, which are 0. One with more than `limit` ids is a ValueError; with
-        `truncate` its end is left out, and END is kept. A pair is a ValueError."""
-        rows = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise ValueError(f"A text is {text!r}: CLIP reads single texts, so pass a string.")
-            ids = self._fitted(self._encode(text, special=False), limit, truncate)
-            check_length(text, len(ids), limit)
-            rows.append((ids, [0] * len(ids)))
-        return rows
-
-    def encode_words(
-        self, words: Sequence[str], *, limit: int | None = None, truncate: bool = False
-    ) -> tuple[list[int], list[int | None]]:
-        """The ids of a text that comes in words, each cleaned by itself, and which word each is of; None for START and
-        END. `limit` and `truncate` are those of `encode_batch`."""
-        rows = [self._encode(word, special=False) for word in words]
-        ids = self._fitted([id for row in rows for id in row], limit, truncate)
-        check_length(" ".join(words), len(ids), limit)
-        places = [i for i, row in enumerate(rows) for _ in row]
-        return ids, [None, *places[: len(ids) - 2], None]
-
-    def _fitted(self, ids: list[int], limit: int | None, truncate: bool) -> list[int]:
-        """Between START and END, and cut to `limit` if that is asked for."""
-        if truncate and limit is not None:
-            if limit < 2:
-                raise ValueError(f"limit is {limit}: the special tokens alone are 2, so it must be larger.")
-            self.cut += len(ids) > limit - 2
-            ids = ids[: limit - 2]
-        start, end = self._ends
-        return [start, *ids, end]
-
-    def around(self) -> tuple[list[int], list[int]]:
-        start, end = self._ends
-        return [start], [end]
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        self._check(text)
-        ids = [id for word in split(clean(text)) for id in self._spell(word)]
-        return self._fitted(ids, None, False) if special else ids
+    def spelling(self, text: str) -> list[int]:
+        return [id for word in split(clean(text)) for id in self._spell(word)]
 
     def _spell(self, word: str) -> list[int]:
         """The ids of a word, kept for when it comes again: words repeat, and the library takes 40 times as long."""

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from scratchformers.checkpoints import files
-from scratchformers.text import FAIRSEQ, Text, TextTokenizer, check_length, read_tokenizer
+from scratchformers.text import FAIRSEQ, SpellingTokenizer, TextTokenizer, read_tokenizer
 
 CODE = re.compile(r">>.*?<<", re.DOTALL)  # which language a multilingual Marian writes, at the start of a text
 OURS, OTHERS = "vocab.json", "target_vocab.json"
@@ -32,7 +32,7 @@ LATER = (  # those of mBART-50 that follow them
 )
 
 
-class SentencePieces(TextTokenizer):
+class SentencePieces(SpellingTokenizer):
     """`processor` cuts, `ids` by piece; a piece without an id is <unk>. The `special` tokens are pieces where a text
     writes them out, and with `codes` so is a language code that it begins with, or that follows one of them. `around` a
     text stand the special tokens of its start and its end."""
@@ -51,63 +51,21 @@ class SentencePieces(TextTokenizer):
         tokenizer = Tokenizer(models.WordLevel(dict(ids), unk_token="<unk>"))
         tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in special if name in ids])
         tokenizer.decoder = decoders.Metaspace()
-        super().__init__(tokenizer, contents, target=target)
+        before, after = ([ids[name] for name in each] for each in around)
+        super().__init__(tokenizer, contents, ends=(before, after), target=target)
         self.processor, self._ids, self._codes = processor, ids, codes
         self._names = {id: piece for piece, id in ids.items()}
-        self._around = tuple([ids[name] for name in each] for each in around)
         self._special = [name for name in special if name in ids]
         self._written = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
 
     def digest(self) -> str:
         own = hashlib.sha256(self.processor.serialized_model_proto())
-        own.update(f"{super().digest()} {self._around} {self._codes}".encode())
+        own.update(f"{super().digest()} {self._ends} {self._codes}".encode())
         return own.hexdigest()
 
-    def around(self) -> tuple[list[int], list[int]]:
-        before, after = self._around
-        return [*before], [*after]
-
-    def encode_batch(
-        self, texts: Sequence[Text], *, limit: int | None = None, truncate: bool = False
-    ) -> list[tuple[list[int], list[int]]]:
-        """Of each text its ids and their segments, which are 0. One with more than `limit` ids is a ValueError; with
-        `truncate` its end is left out, and the special tokens are kept. A pair is a ValueError."""
-        rows = []
-        for text in texts:
-            if not isinstance(text, str):
-                raise ValueError(f"A text is {text!r}: this tokeniser takes single texts, so pass a string.")
-            ids = self._fitted(self._encode(text, special=False), limit, truncate)
-            check_length(text, len(ids), limit)
-            rows.append((ids, [0] * len(ids)))
-        return rows
-
-    def encode_words(
-        self, words: Sequence[str], *, limit: int | None = None, truncate: bool = False
-    ) -> tuple[list[int], list[int | None]]:
-        """The ids of a text that comes in words, each spelt by itself, and which word each is of; None for special
-        tokens. `limit` and `truncate` are those of `encode_batch`."""
-        rows = [self._encode(word, special=False) for word in words]
-        ids = self._fitted([id for row in rows for id in row], limit, truncate)
-        check_length(" ".join(words), len(ids), limit)
-        before, after = self._around
-        places = [i for i, row in enumerate(rows) for _ in row][: len(ids) - len(before) - len(after)]
-        return ids, [*[None] * len(before), *places, *[None] * len(after)]
-
-    def _fitted(self, ids: list[int], limit: int | None, truncate: bool) -> list[int]:
-        before, after = self._around
-        if truncate and limit is not None:
-            room = limit - len(before) - len(after)
-            if room < 0:
-                raise ValueError(f"limit is {limit}: the special tokens alone are {limit - room}: it must be larger.")
-            self.cut += len(ids) > room
-            ids = ids[:room]
-        return [*before, *ids, *after]
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        self._check(text)
+    def spelling(self, text: str) -> list[int]:
         unknown = self._ids["<unk>"]
-        ids = [self._ids.get(piece, unknown) for piece in self.pieces(text)]
-        return self._fitted(ids, None, False) if special else ids
+        return [self._ids.get(piece, unknown) for piece in self.pieces(text)]
 
     def pieces(self, text: str) -> list[str]:
         """What the text is cut into, special tokens written out among them; of what no piece spells, the characters."""

@@ -6,6 +6,7 @@ A tokeniser of ours never truncates and never pads, whatever its file asks for: 
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -188,6 +189,73 @@ class TextTokenizer:
         if isinstance(self.tokenizer.decoder, decoders.ByteLevel) and id != self.end:
             return len(self.tokenizer.id_to_token(id) or "")
         return len(self.decode([id]).encode("utf-8"))
+
+
+class SpellingTokenizer(TextTokenizer, ABC):
+    """One whose text is spelt by more than its `tokenizer` can say: `spelling` gives the ids of a text, and the ids of
+    `ends` stand around them. Its texts are single ones."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        files: dict[str, bytes],
+        *,
+        ends: tuple[list[int], list[int]],
+        target: TextTokenizer | None = None,
+    ):
+        super().__init__(tokenizer, files, target=target)
+        self._ends = ends
+
+    @abstractmethod
+    def spelling(self, text: str) -> list[int]: ...
+
+    def around(self) -> tuple[list[int], list[int]]:
+        before, after = self._ends
+        return [*before], [*after]
+
+    def encode_batch(
+        self, texts: Sequence[Text], *, limit: int | None = None, truncate: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """Of each text its ids and their segments, which are 0. One with more than `limit` ids is a ValueError; with
+        `truncate` its end is left out, and the special tokens are kept. A pair is a ValueError."""
+        rows = []
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"A text is {text!r}: this tokeniser takes single texts, so pass a string.")
+            ids = self._fitted(self._encode(text, special=False), limit, truncate)
+            check_length(text, len(ids), limit)
+            rows.append((ids, [0] * len(ids)))
+        return rows
+
+    def encode_words(
+        self, words: Sequence[str], *, limit: int | None = None, truncate: bool = False
+    ) -> tuple[list[int], list[int | None]]:
+        """The ids of a text that comes in words, each spelt by itself, and which word each is of; None for special
+        tokens. `limit` and `truncate` are those of `encode_batch`."""
+        rows = [self._encode(word, special=False) for word in words]
+        ids = self._fitted([id for row in rows for id in row], limit, truncate)
+        check_length(" ".join(words), len(ids), limit)
+        before, after = self._ends
+        places = [i for i, row in enumerate(rows) for _ in row][: len(ids) - len(before) - len(after)]
+        return ids, [*[None] * len(before), *places, *[None] * len(after)]
+
+    def _fitted(self, ids: list[int], limit: int | None, truncate: bool) -> list[int]:
+        """Between the ends, and cut to `limit` if that is asked for."""
+        before, after = self._ends
+        if truncate and limit is not None:
+            room = limit - len(before) - len(after)
+            if room < 0:
+                raise ValueError(
+                    f"limit is {limit}: the special tokens alone are {limit - room}, so it must be larger."
+                )
+            self.cut += len(ids) > room
+            ids = ids[:room]
+        return [*before, *ids, *after]
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        self._check(text)
+        ids = self.spelling(text)
+        return self._fitted(ids, None, False) if special else ids
 
 
 def check_length(text: str, count: int, limit: int | None) -> None:
