@@ -70,7 +70,7 @@ layers: $(CHECK)
 	$(BIN)/lint-imports
 
 # The modules whose signatures name shapes.
-SHAPED = scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.source,scratchformers.heads,scratchformers.grid,scratchformers.painting,scratchformers.models,scratchformers.generate,scratchformers.beams
+SHAPED = scratchformers.linear,scratchformers.nn,scratchformers.cache,scratchformers.ragged,scratchformers.source,scratchformers.heads,scratchformers.grid,scratchformers.painting,scratchformers.models,scratchformers.generate,scratchformers.beams
 
 # Twice, because the shapes are checked by an import hook that torch.compile cannot see through.
 pytest: $(CHECK)

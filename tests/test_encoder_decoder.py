@@ -17,6 +17,7 @@ from torch import nn
 import scratchformers as sf
 from scratchformers import ragged as packing
 from scratchformers.checkpoints.pretrained import Generation
+from scratchformers.linear import Linear
 from scratchformers.models import encoder_decoder as page
 from scratchformers.nn import Attention
 
@@ -197,8 +198,8 @@ def test_unpadded_is_padded(model, left):
 def test_nothing_is_computed_for_padding(model, monkeypatch):
     source_keep, target_keep = keeps(left=False)
     seen = []
-    real = nn.Linear.forward
-    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: (seen.append(x.shape[:2].numel()), real(self, x))[1])
+    real = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: (seen.append(x.shape[:2].numel()), real(self, x))[1])
     model.decode(TARGET, model.read(SOURCE, source_keep), keep=target_keep)
     assert set(seen) == {int(source_keep.sum()), int(target_keep.sum())}
 

@@ -35,7 +35,7 @@ class DynamicLayer:
         """Into room taken for half as many again, so that what is held is copied rarely and not with every token."""
         held, size = old_k.shape[2], old_k.shape[2] + k.shape[2]
         if self._room is None or self._room[0].shape[2] < size:
-            room = [old.new_zeros(*old.shape[:2], size + size // 2 + 16, old.shape[3]) for old in (old_k, old_v)]
+            room = [old.new_empty(*old.shape[:2], size + size // 2 + 16, old.shape[3]) for old in (old_k, old_v)]
             room[0][:, :, :held], room[1][:, :, :held] = old_k, old_v
             self._room = room[0], room[1]
         for room, new in zip(self._room, (k, v)):
@@ -43,8 +43,14 @@ class DynamicLayer:
         return self._room[0][:, :, :size], self._room[1][:, :, :size]
 
     def reorder(self, rows: Int[Tensor, "b"]) -> None:
-        if self.k is not None and self.v is not None:
-            self.k, self.v, self._room = self.k[rows], self.v[rows], None
+        if self.k is None or self.v is None:
+            return
+        if self._room is None:
+            self.k, self.v = self.k[rows], self.v[rows]
+            return
+        held = self.k.shape[2]
+        self._room = self._room[0][rows], self._room[1][rows]
+        self.k, self.v = self._room[0][:, :, :held], self._room[1][:, :, :held]
 
 
 class StaticLayer:

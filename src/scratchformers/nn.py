@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scratchformers.linear import Linear, linear
+
 gelu = F.gelu  # x Phi(x), exact: by the error function
 gelu_tanh = partial(F.gelu, approximate="tanh")  # its older approximation; the two differ by up to 5e-4
 
@@ -52,18 +54,16 @@ class Attention(nn.Module):
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}: choose dim as a multiple of heads.")
         self.heads, self.dropout, self.attend = heads, dropout, attend
-        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.q, self.kv, self.out = Linear(dim, dim), Linear(dim, 2 * dim), Linear(dim, dim)
 
     def keys_values(self, x: Float[Tensor, "b s d"]) -> tuple[Heads, Heads]:
         """What `forward` takes as `kv`: computed once for a source that many targets will read."""
-        k, v = rearrange(self.kv(x), "b s (two h e) -> two b h s e", two=2, h=self.heads)
-        return k, v
+        return rearrange(self.kv(x), "b s (two h e) -> two b h s e", two=2, h=self.heads).unbind()
 
     def forward(self, x: Float[Tensor, "b t d"], mask: Mask = None, *, kv=None, cache=None) -> Float[Tensor, "b t d"]:
         q = rearrange(self.q(x), "b t (h e) -> b h t e", h=self.heads)
         k, v = self.keys_values(x) if kv is None else kv
-        if cache is not None:
-            k, v = cache.update(k, v)
+        k, v = (k, v) if cache is None else cache.update(k, v)
         out = self.attend(q, k, v, mask, **({"dropout": self.dropout} if self.training and self.dropout else {}))
         return self.out(rearrange(out, "b h t e -> b t (h e)"))
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.up, self.down, self.activation = nn.Linear(dim, hidden), nn.Linear(hidden, dim), activation
+        self.up, self.down, self.activation = Linear(dim, hidden), Linear(hidden, dim), activation
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         return self.down(self.activation(self.up(x)))
@@ -108,8 +108,8 @@ class Unembed(nn.Module):
         super().__init__()
         self.__dict__["token"] = token
 
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t vocab"]:
-        return F.linear(x, self.token.weight)
+    def forward(self, x: Float[Tensor, "b t d"], bias: Tensor | None = None) -> Float[Tensor, "b t vocab"]:
+        return linear(x, self.token.weight, bias)
 
 
 class Patches(nn.Module):

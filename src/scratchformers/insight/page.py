@@ -1,7 +1,7 @@
 """A model as one file that needs torch and einops alone: its page, and what that page uses of the other files.
 
 It is made of our own source, not kept beside it: definitions are gathered by the names they use, annotations taken out
-(shapes become a comment), and `Pretrained`, which loads and saves, gives way to `nn.Module`.
+(shapes become a comment), and `Pretrained`, which loads and saves, gives way to `nn.Module`, our linear to torch's.
 """
 
 import ast
@@ -17,6 +17,7 @@ import scratchformers
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT.name
 MIXIN = "Pretrained"
+TORCHS = {f"{PACKAGE}.linear": {"Linear": "nn.Linear", "linear": "F.linear"}}  # what is ours for its speed alone
 WIDTH = 120
 SHAPED = ("Float", "Int", "Bool")
 SET = (ast.Assign, ast.AugAssign)
@@ -276,6 +277,7 @@ def _plain(text: str, fields: frozenset[str]) -> str:
     if taken := {node.attr for node, _ in reached} & bound:
         raise AssertionError(f"{taken} of another file is a variable here: give one another name")
     edits += [(*_place(node, starts), node.attr.encode()) for node, _ in reached]
+    edits += [(*_place(node, starts), name.encode()) for node, name in _torchs(tree)]
     conditions = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
     edits += [_lines(node, starts) for node in conditions if _checks_others(node, fields)]
     done = len(source)
@@ -285,6 +287,13 @@ def _plain(text: str, fields: frozenset[str]) -> str:
     lines = source.decode().splitlines()
     doubled = (a == b == "" and c[:1] == " " for a, b, c in zip(lines, lines[1:], [*lines[2:], ""]))
     return "\n".join(line for line, drop in zip(lines, [*doubled, False]) if not drop) + "\n"
+
+
+def _torchs(tree: ast.Module) -> Iterator[tuple[ast.Name, str]]:
+    """The names that mean one of `TORCHS`, with torch's."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    theirs = {name: there for node in imports for name, there in TORCHS.get(node.module or "", {}).items()}
+    yield from ((node, theirs[node.id]) for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in theirs)
 
 
 def _outermost(edits: list[Edit]) -> list[Edit]:

@@ -60,7 +60,7 @@ class MaskedLM(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab))
 
     def forward(self, x: Float[Tensor, "b t d"], keep: Keep = None) -> Float[Tensor, "b t vocab"]:
-        return self.unembed(self.norm(gelu(self.dense(x)))) + self.bias
+        return self.unembed(self.norm(gelu(self.dense(x))), self.bias)
 
 
 class BERT(Pretrained):

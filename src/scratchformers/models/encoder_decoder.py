@@ -101,7 +101,7 @@ class EncoderDecoder(Pretrained):
         return self.decoder(token(target), position, mask, keep, first=first, cache=cache, source=source)
 
     def score(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t vocab"]:
-        return self.unembed(x) if self.bias is None else self.unembed(x) + self.bias
+        return self.unembed(x, self.bias)
 
     def forward(self, source: Ids, target: Int[Tensor, "b u"], *, source_keep=None, target_keep=None) -> Tensor:
         """Scores of what follows each token of the target. ValueError for more tokens than `config.length`."""

@@ -1,0 +1,92 @@
+"""Linear layers by the faster of the two matrix libraries that torch carries for the CPU.
+
+torch multiplies float32 by Intel's MKL, which leaves the wide registers of AMD's processors unused and so half of their
+speed. oneDNN, by which torch multiplies bfloat16, uses them. Where it is the faster one, products of some size in
+float32 are its own here, forward and backward; all others are torch's. `benchmarks/linear.py` measures both.
+"""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+CHOICE = "SCRATCHFORMERS_ONEDNN"  # 1 or 0 in the environment: with oneDNN or without, whatever the processor
+SMALL = 2**20  # multiplications; below, oneDNN's 10 microseconds a call are more than it saves
+FEW = 32  # rows
+
+
+def _amd() -> bool:
+    """An AMD processor, as Linux or Windows describes it."""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return "AuthenticAMD" in platform.processor()
+    with described.open(encoding="utf-8") as file:
+        return "AuthenticAMD" in file.read(4096)
+
+
+def _chosen() -> bool:
+    """oneDNN is there, and asked for or known to be faster: measured on AMD's processors with AVX-512 (Zen 5)."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    wish = os.environ.get(CHOICE)
+    return wish != "0" if wish else torch.backends.cpu.get_cpu_capability() == "AVX512" and _amd()
+
+
+ONEDNN = _chosen()
+
+
+def linear(
+    x: Float[Tensor, "*n d"], weight: Float[Tensor, "out d"], bias: Float[Tensor, "out"] | None = None
+) -> Float[Tensor, "*n out"]:
+    """x weight' + bias, as `torch.nn.functional.linear`, whose errors it gives."""
+    fits = ONEDNN and not torch.compiler.is_compiling()  # a compiler cannot read oneDNN's operator
+    fits = fits and x.dtype == weight.dtype == torch.float32 and x.device == weight.device == torch.device("cpu")
+    rows = x.numel() // x.shape[-1] if fits and x.numel() else 0
+    if rows * weight.numel() < SMALL or x.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    learns = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias))
+    return _OneDNN.apply(x, weight, bias) if learns else _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN is faster where the first matrix is the longer one: a few rows are taken as the columns of the other."""
+    if x.numel() > FEW * x.shape[-1] or not weight.is_contiguous():
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    columns = torch.ops.mkldnn._linear_pointwise.default(weight, x.flatten(0, -2), None, "none", [], "")
+    y = columns.t().contiguous().view(*x.shape[:-1], len(weight))
+    return y if bias is None else y.add_(bias)
+
+
+class _OneDNN(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyrefly: ignore
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            linear(grad, weight.t()) if to_x else None,
+            linear(rows.t(), x.flatten(0, -2).t()) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )
+
+
+class Linear(nn.Linear):
+    """torch's, by `linear`."""
+
+    def forward(self, input: Float[Tensor, "*n d"]) -> Float[Tensor, "*n out"]:
+        return linear(input, self.weight, self.bias)

@@ -1,0 +1,191 @@
+"""Our linear layer: torch's values, gradients and errors, whichever library multiplies."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad
+
+from scratchformers import linear as ours
+from scratchformers.linear import Linear, linear
+
+BY_ONEDNN = torch.backends.mkldnn.is_available()
+needs_onednn = pytest.mark.skipif(not BY_ONEDNN, reason="this torch carries no oneDNN")
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """What oneDNN was asked to multiply, by shape; it is asked wherever it can be."""
+    seen, real = [], ours._product
+    monkeypatch.setattr(ours, "ONEDNN", BY_ONEDNN)
+    monkeypatch.setattr(ours, "_product", lambda x, w, b: (seen.append((*x.shape, len(w))), real(x, w, b))[1])
+    return seen
+
+
+def drawn(*shape, **kwargs):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), **kwargs)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()))
+
+
+SHAPES = [((8, 40, 64), 128), ((4, 2, 512), 512), ((300, 96), 128), ((2, 3, 50, 96), 256), ((1, 512), 4096)]
+
+
+@needs_onednn
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+@pytest.mark.parametrize("biased", [True, False])
+def test_values_and_gradients_are_torchs(products, shape, out, biased):
+    x, weight = drawn(*shape).requires_grad_(), drawn(out, shape[-1]).requires_grad_()
+    bias = drawn(out).requires_grad_() if biased else None
+    parts = [x, weight, *([bias] if biased else [])]
+    y, expected = linear(x, weight, bias), F.linear(x, weight, bias)
+    close(y, expected)
+    upstream = drawn(*expected.shape)
+    for got, wanted in zip(torch.autograd.grad(y, parts, upstream), torch.autograd.grad(expected, parts, upstream)):
+        assert got.shape == wanted.shape
+        assert got.stride() == wanted.stride()
+        close(got, wanted)
+    rows = x.numel() // shape[-1]
+    assert products == [(*shape, out), (*shape[:-1], out, shape[-1]), (out, rows, shape[-1])]
+
+
+@needs_onednn
+def test_a_gradient_that_is_one_number_for_all(products):
+    """As `sum` gives it: a tensor without a stride."""
+    x, weight, bias = drawn(64, 200, requires_grad=True), drawn(300, 200, requires_grad=True), drawn(300)
+    got = torch.autograd.grad(linear(x, weight, bias).sum(), (x, weight))
+    for a, b in zip(got, torch.autograd.grad(F.linear(x, weight, bias).sum(), (x, weight))):
+        close(a, b)
+    assert len(products) == 3
+
+
+@needs_onednn
+@pytest.mark.parametrize("learns", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_what_learns_is_computed(products, learns):
+    parts = [part.requires_grad_(yes) for part, yes in zip((drawn(64, 200), drawn(300, 200), drawn(300)), learns)]
+    linear(*parts).square().sum().backward()
+    assert [part.grad is not None for part in parts] == list(learns)
+    assert len(products) == (1 if learns[2] else 2)
+
+
+@needs_onednn
+def test_gradients_have_gradients(products):
+    x, weight = drawn(64, 200, requires_grad=True), drawn(300, 200, requires_grad=True)
+
+    def penalty(f):
+        (first,) = torch.autograd.grad(f(x, weight).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), weight)[0]
+
+    close(penalty(linear), penalty(F.linear))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "see", [lambda x: x.mT, lambda x: x.flip(0), lambda x: x[:, ::2], lambda x: x.expand(3, -1, -1)]
+)
+def test_views_are_read_as_they_are(products, see):
+    x = see(drawn(200, 200))
+    weight = drawn(150, x.shape[-1])
+    close(linear(x, weight), F.linear(x, weight))
+    close(linear(x, drawn(x.shape[-1], 150).t()), F.linear(x, drawn(x.shape[-1], 150).t()))
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (drawn(4, 16), drawn(8, 16)),  # small
+        (drawn(0, 2000), drawn(2000, 2000)),
+        (drawn(64, 0), drawn(300, 0)),
+        (drawn(64, 200).double(), drawn(300, 200).double()),
+        (drawn(64, 200).bfloat16(), drawn(300, 200).bfloat16()),
+        (drawn(64, 200, device="cpu").to("meta"), drawn(300, 200).to("meta")),
+    ],
+)
+def test_all_else_is_torchs(products, x, weight):
+    y = linear(x, weight)
+    assert (y.dtype, y.device, y.shape) == (x.dtype, x.device, (len(x), len(weight)))
+    assert y.is_meta or torch.equal(y, F.linear(x, weight))
+    assert not products
+
+
+def test_autocast_is_torchs(products):
+    x, weight = drawn(64, 200), drawn(300, 200)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert not products
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        (drawn(64, 200), drawn(300, 201), None),
+        (drawn(64, 200), drawn(300, 200), drawn(299)),
+        (drawn(64, 200).double(), drawn(300, 200), None),
+    ],
+)
+def test_errors_are_errors(products, x, weight, bias):
+    with pytest.raises(RuntimeError):
+        linear(x, weight, bias)
+
+
+@needs_onednn
+def test_functional_gradients(products):
+    layer, x = Linear(200, 300), drawn(64, 200)
+    weights = dict(layer.named_parameters())
+    got = grad(lambda w: functional_call(layer, w, (x,)).square().sum())(weights)
+    layer(x).square().sum().backward()
+    close(got["weight"], layer.weight.grad)
+    assert products
+
+
+@pytest.mark.unhooked
+@needs_onednn
+def test_compiled_it_is_torchs(products):
+    layer, x = nn.Sequential(Linear(200, 300), Linear(300, 100)), drawn(64, 200)
+    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "processor", "capability", "chosen"),
+    [
+        (None, "vendor_id : AuthenticAMD", "AVX512", True),
+        (None, "vendor_id : AuthenticAMD", "AVX2", False),
+        (None, "vendor_id : GenuineIntel", "AVX512", False),
+        ("1", "vendor_id : GenuineIntel", "AVX2", True),
+        ("0", "vendor_id : AuthenticAMD", "AVX512", False),
+    ],
+)
+@needs_onednn
+def test_who_gets_it(monkeypatch, tmp_path, wish, processor, capability, chosen):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{processor}\n")
+    monkeypatch.setattr(ours, "Path", lambda _: Path(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.delenv(ours.CHOICE, raising=False)
+    if wish:
+        monkeypatch.setenv(ours.CHOICE, wish)
+    assert ours._chosen() is chosen
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not ours._chosen()
+
+
+def test_where_linux_does_not_describe_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(ours, "Path", lambda _: tmp_path / "missing")
+    for name, amd in [("AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD", True), ("arm", False)]:
+        monkeypatch.setattr(ours.platform, "processor", lambda name=name: name)
+        assert ours._amd() is amd
+
+
+def test_it_is_torchs_layer():
+    """The same parameters by the same draws, so that states and seeds go from one to the other."""
+    torch.manual_seed(0)
+    mine = Linear(20, 30)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), nn.Linear(20, 30).parameters()))
+    assert isinstance(mine, nn.Linear)
