@@ -45,6 +45,20 @@ def measure(model, arguments):
     return found
 
 
+def joined(found, before):
+    """The rows found, and those of other names that were found before on the same machine in the same way."""
+    for name in ("rounds", "quick", "device", "linears", "versions"):
+        if _name(before, name) != _name(found, name):
+            raise SystemExit(f"--join: {name} was {_name(before, name)!r} and is {_name(found, name)!r}.")
+    new = {(row["model"], row["row"]) for row in found["rows"]}
+    rows = [row for row in before["rows"] if (row["model"], row["row"]) not in new] + found["rows"]
+    return {**found, "rows": sorted(rows, key=lambda row: MODELS.index(row["model"]))}
+
+
+def _name(results, name):
+    return results["machine"][name] if name == "device" else results.get(name)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
@@ -54,19 +68,25 @@ def main():
     parser.add_argument("--only", nargs="*", help="rows, by name")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--join", action="store_true", help="keep the rows of other names that --out holds")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds is {arguments.rounds}: expected at least 1.")
     sys.modules["torchvision"] = None  # as in harness.HIDE
     harness.threads(arguments.threads)
+    from scratchformers.linear import ONEDNN
+
     results = {
         "command": " ".join(["python benchmarks/bench.py", *sys.argv[1:]]),
         "rounds": arguments.rounds,
         "quick": arguments.quick,
         "machine": harness.machine(arguments.device),
+        "linears": "oneDNN" if ONEDNN else "torch",
         "versions": harness.versions("torch", "transformers"),
         "rows": [row for model in arguments.models for row in measure(model, arguments)],
     }
+    if arguments.join and arguments.out.exists():
+        results = joined(results, json.loads(arguments.out.read_text(encoding="utf-8")))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"Written to {arguments.out}.")

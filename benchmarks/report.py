@@ -28,6 +28,7 @@ def table(results):
         f"float32 matrices at {of['float32 GEMM GFLOP/s']} GFLOP/s. torch {versions['torch']}, transformers "
         f"{versions['transformers']}; {results['rounds']} rounds in turns, `{results['command']}`."
     )
+    where += " Our linears multiplied by oneDNN." if results.get("linears") == "oneDNN" else ""
     return "\n".join([*lines, "", where])
 
 

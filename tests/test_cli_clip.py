@@ -288,6 +288,7 @@ def test_embed_refuses_in_a_sentence(capsys, models, photos):
     assert "pool is 'mean': a CLIP says itself" in ask("--json", "--pool", "mean")
     assert "These are 2 texts" in ask("--json", given=("a cat", "a dog"))
     assert run(capsys, "embed", photos, "--model", models / "clip", "--out", out)[0] == 0
+    assert "photos.npy holds vectors: pass --query TEXT to look among them" in ask("--json", given=("photos.npy",))
     assert "photos.npy holds vectors already" in ask("--query", "a", "--out", "b.npy", given=("photos.npy",))
     save(photos.parent / "other", seed=1)
     said = ask("--query", "a cat", given=(out,), model=photos.parent / "other")

@@ -772,7 +772,11 @@ def test_one_held_out_picture_is_too_few(tmp_path):
 
 def test_a_caption_that_is_too_long_is_cut_on_request(tmp_path):
     data = made(tmp_path / "x.npz")
-    records, run = trained(data, tmp_path / "run", given={"length": "4", "truncate": "true"})
+    run, said = begun(data, tmp_path / "run", given={"length": "4", "truncate": "true"})
+    cut = sum(len(run.task.captions.tokenizer.encode(text)) > 4 for text in run.task.captions.numbers)
+    assert cut
+    assert f"{cut} captions were too long, and cut." in said
+    records = [*run]
     assert run.task.model.config.length == run.task.captions.longest == 4
     assert all(ids[-1] == run.task.model.config.end for ids in run.task.captions.ids)
     assert math.isfinite(records[-1]["valid_loss"])

@@ -1,7 +1,5 @@
 """Our linear layer: torch's values, gradients and errors, whichever library multiplies."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,7 +163,7 @@ def test_compiled_it_is_torchs(products):
 @needs_onednn
 def test_who_gets_it(monkeypatch, tmp_path, wish, processor, capability, chosen):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{processor}\n")
-    monkeypatch.setattr(ours, "Path", lambda _: Path(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(ours, "DESCRIBED", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.delenv(ours.CHOICE, raising=False)
     if wish:
@@ -176,7 +174,7 @@ def test_who_gets_it(monkeypatch, tmp_path, wish, processor, capability, chosen)
 
 
 def test_where_linux_does_not_describe_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(ours, "Path", lambda _: tmp_path / "missing")
+    monkeypatch.setattr(ours, "DESCRIBED", tmp_path / "missing")
     for name, amd in [("AMD64 Family 26 Model 2 Stepping 1, AuthenticAMD", True), ("arm", False)]:
         monkeypatch.setattr(ours.platform, "processor", lambda name=name: name)
         assert ours._amd() is amd

@@ -247,6 +247,8 @@ class Embed:
         """What cannot be, whatever the model."""
         if not self.given:
             raise ValueError("There is nothing to embed: pass a text, or with a CLIP a picture.")
+        if not self.query and self._is_index():
+            raise ValueError(f"{self.given[0]} holds vectors: pass --query TEXT to look among them.")
         if self.out is None and not self.json and not self.query:
             raise ValueError("There is nowhere to put the vectors: pass --out FILE.npy, or --json.")
         if self.out is not None and (self.out.suffix != ".npy" or not self.out.absolute().parent.is_dir()):
@@ -259,7 +261,10 @@ class Embed:
             raise ValueError(f"top is {self.top}: expected at least 1.")
 
     def _has_index(self) -> bool:
-        return bool(self.query) and len(self.given) == 1 and self.given[0].endswith(".npy")
+        return bool(self.query) and self._is_index()
+
+    def _is_index(self) -> bool:
+        return len(self.given) == 1 and self.given[0].endswith(".npy")
 
     def _texts(self) -> Iterable[str]:
         if len(self.given) > 1:
@@ -495,7 +500,7 @@ class Translate:
     """The language of the text, where the vocabulary has several (mBART): de_DE, en_XX, ..."""
     target_language: Annotated[str | None, arg(metavar="CODE")] = None
     """The language to write, where the vocabulary has several: of mBART de_DE, en_XX, ..., of a Marian deu, eng, ..."""
-    batch: int = 32
+    batch: int = 64
     """Lines of a file translated at once, those of like lengths together; fewer of long ones."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""

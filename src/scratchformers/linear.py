@@ -7,7 +7,6 @@ float32 are its own here, forward and backward; all others are torch's. `benchma
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +17,16 @@ from torch import Tensor, nn
 CHOICE = "SCRATCHFORMERS_ONEDNN"  # 1 or 0 in the environment: with oneDNN or without, whatever the processor
 SMALL = 2**20  # multiplications; below, oneDNN's 10 microseconds a call are more than it saves
 FEW = 32  # rows
+AMD, DESCRIBED = "AuthenticAMD", "/proc/cpuinfo"
 
 
 def _amd() -> bool:
     """An AMD processor, as Linux or Windows describes it."""
-    described = Path("/proc/cpuinfo")
-    if not described.exists():
-        return "AuthenticAMD" in platform.processor()
-    with described.open(encoding="utf-8") as file:
-        return "AuthenticAMD" in file.read(4096)
+    try:
+        with open(DESCRIBED, encoding="utf-8") as file:
+            return AMD in file.read(4096)
+    except FileNotFoundError:
+        return AMD in platform.processor()
 
 
 def _chosen() -> bool:

@@ -28,7 +28,7 @@ from scratchformers.models.encoder_decoder import EncoderDecoder
 from scratchformers.text import TextTokenizer, check_belongs, check_fits, padded
 
 BLOCK = 512  # texts read at once, so that those of like lengths come together
-ROWS, TOKENS = 32, 4096  # a batch has at most so many texts, and tokens of the source, padding included
+ROWS, TOKENS = 64, 4096  # a batch has at most so many texts, and tokens of the source, padding included
 TASKS = ("translate", "summarise")
 TOO_LONG = ("error", "truncate", "split")
 # A sentence ends before white space, or, as in Chinese, without any.

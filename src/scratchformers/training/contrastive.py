@@ -483,7 +483,8 @@ def prepare_pairs(
     used = {"templates": settings.templates or [TEMPLATE]} if train.prompts else {}
     model.published = model.published | {"scratchformers": {"tokenizer": tokenizer.digest(), **used}}
     task = Contrastive(model.to(request.device), captions, train, valid, settings, preprocess)
-    return task, facts, [*said, *_notes(train, captions)]
+    cut = [f"{tokenizer.cut} captions were too long, and cut."] if tokenizer.cut else []
+    return task, facts, [*said, *cut, *_notes(train, captions)]
 
 
 def _pairs(request: Request, settings: PairSettings) -> tuple[Pairs, Pairs, list[str]]:
