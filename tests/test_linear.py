@@ -93,9 +93,18 @@ def test_views_are_read_as_they_are(products, see):
     assert len(products) == 2
 
 
+@needs_onednn
+def test_rows_out_of_longer_ones_are_read_as_they_are(products):
+    x, weight = drawn(8, 3, 512)[:, -1:], drawn(512, 512)
+    close(linear(x, weight), F.linear(x, weight))
+    assert products
+
+
 @pytest.mark.parametrize(
     ("x", "weight"),
     [
+        (drawn(64, 200), drawn(300, 500)[:, 100:300]),  # parts of a matrix
+        (drawn(64, 200), drawn(200, 500)[:, 100:400].t()),
         (drawn(4, 16), drawn(8, 16)),  # small
         (drawn(0, 2000), drawn(2000, 2000)),
         (drawn(64, 0), drawn(300, 0)),

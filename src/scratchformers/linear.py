@@ -46,6 +46,7 @@ def linear(
     """x weight' + bias, as `torch.nn.functional.linear`, whose errors it gives."""
     fits = ONEDNN and not torch.compiler.is_compiling()  # a compiler cannot read oneDNN's operator
     fits = fits and x.dtype == weight.dtype == torch.float32 and x.device == weight.device == torch.device("cpu")
+    fits = fits and (weight.is_contiguous() or weight.t().is_contiguous())  # parts of a matrix take 100 times as long
     rows = x.numel() // x.shape[-1] if fits and x.numel() else 0
     if rows * weight.numel() < SMALL or x.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
@@ -57,7 +58,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """oneDNN is faster where the first matrix is the longer one: a few rows are taken as the columns of the other."""
     if x.numel() > FEW * x.shape[-1] or not weight.is_contiguous():
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-    columns = torch.ops.mkldnn._linear_pointwise.default(weight, x.flatten(0, -2), None, "none", [], "")
+    columns = torch.ops.mkldnn._linear_pointwise.default(weight, x.flatten(0, -2).contiguous(), None, "none", [], "")
     y = columns.t().contiguous().view(*x.shape[:-1], len(weight))
     return y if bias is None else y.add_(bias)
 

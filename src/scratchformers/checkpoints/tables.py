@@ -45,6 +45,9 @@ BY_COLUMN = How(lambda x: x if ONEDNN else x.t().contiguous().t(), lambda x, _: 
 # The same matrix, copied to lie (out, in): from a long input to a short output, that reads a token a third faster.
 TURNED = How(lambda x: _flip(x).contiguous(), lambda x, _: _flip(x))
 
+# One that is parted between several: parts of the view would not be dense, and not for oneDNN.
+PARTED = TURNED if ONEDNN else TRANSPOSED
+
 
 def _kernels(x: Tensor, config: Any) -> Tensor:
     return x.unflatten(1, (config.channels, config.patch, config.patch)) if x.ndim == 2 else x

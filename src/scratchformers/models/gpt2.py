@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scratchformers.cache import Cache, StaticCache, last, place
 from scratchformers.checkpoints.pretrained import Config, Pretrained
-from scratchformers.checkpoints.tables import BY_COLUMN, TRANSPOSED, TURNED, Layout, Row
+from scratchformers.checkpoints.tables import BY_COLUMN, PARTED, TRANSPOSED, TURNED, Layout, Row
 from scratchformers.nn import MLP, Attention, Block, Unembed, clear_padding, gelu_tanh
 from scratchformers.ragged import layer, unpadded
 from scratchformers.text import byte_level_bpe
@@ -114,7 +114,7 @@ ROWS: list[Row] = [
     ("wte", "token", BY_COLUMN),
     ("wpe", "position"),
     ("h.*.ln_1", "blocks.*.attention_norm"),
-    ("h.*.attn.c_attn", ("blocks.*.attention.q", "blocks.*.attention.kv"), TRANSPOSED),  # "Conv1D" stores (in, out)
+    ("h.*.attn.c_attn", ("blocks.*.attention.q", "blocks.*.attention.kv"), PARTED),  # "Conv1D" stores (in, out)
     ("h.*.attn.c_proj", "blocks.*.attention.out", TRANSPOSED),
     ("h.*.ln_2", "blocks.*.mlp_norm"),
     ("h.*.mlp.c_fc", "blocks.*.mlp.up", TRANSPOSED),
