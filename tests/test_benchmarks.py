@@ -120,6 +120,7 @@ def test_a_wrong_model_is_refused(tmp_path, monkeypatch):
         harness.in_turns(harness.Row("greedy", "", work=small), str(tmp_path), rounds=1)
 
 
+SPEED = ("onednn-cpu.json", "cpu.json", "bert-cpu.json", "vision-cpu.json", "clip-cpu.json")  # of the README's tables
 RESULTS = {
     "command": "python benchmarks/bench.py",
     "rounds": 7,
@@ -179,7 +180,7 @@ def test_the_readmes_figures_are_what_the_scripts_write():
 
     read = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))  # noqa: E731
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    speed = [read(name) for name in ("cpu.json", "bert-cpu.json", "vision-cpu.json", "clip-cpu.json")]
+    speed = [read(name) for name in SPEED]
     assert report.replaced(readme, "speed", report.tables(speed)) == readme
     assert report.replaced(readme, "embed", report.embedded(read("embed-cpu.json"))) == readme
     assert report.replaced(readme, "learnt", report.learnt(ROOT / "benchmarks" / "results")) == readme
