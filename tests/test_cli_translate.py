@@ -158,6 +158,12 @@ def test_languages_and_the_task_reach_the_model(capsys, folder, ours, tmp_path):
     told = ours(TEXTS[2], target_language="fra").text
     assert run(capsys, "translate", TEXTS[2], "--model", folder, "--target-language", "fra")[1] == told + "\n"
     assert "none, so leave it out" in refused(capsys, "translate", "a", "--model", folder, "--source-language", "fra")
+    (tmp_path / "pairs.tsv").write_text(f"source\ttarget\n{TEXTS[2]}\t{told}\n", encoding="utf-8")
+    measure = ("eval", "--data", tmp_path / "pairs.tsv", "--model", folder)
+    exact = [json.loads(run(capsys, *measure, "--json", *to)[1])["exact"] for to in ((), ("--target-language", "fra"))]
+    assert exact == [0, 1]
+    assert "none, so leave it out" in refused(capsys, *measure, "--source-language", "fra")
+    assert "leave it out for text" in refused(capsys, *measure, "--task", "text", "--target-language", "fra")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     shorter = shutil.copytree(folder, tmp_path / "shorter")
     said = {**config, "task_specific_params": {"summarization": {"max_length": 5}}}

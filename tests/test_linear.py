@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, jvp, vmap
 
 from scratchformers import linear as ours
 from scratchformers.linear import Linear, linear
 
 BY_ONEDNN = torch.backends.mkldnn.is_available()
+OF_JIT = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 needs_onednn = pytest.mark.skipif(not BY_ONEDNN, reason="this torch carries no oneDNN")
 
 
@@ -68,6 +69,81 @@ def test_only_what_learns_is_computed(products, learns):
     linear(*parts).square().sum().backward()
     assert [part.grad is not None for part in parts] == list(learns)
     assert len(products) == (1 if learns[2] else 2)
+
+
+@needs_onednn
+def test_only_what_gradients_need_is_kept(products):
+    """As torch does: of a frozen weight's layer the input may be changed, and its memory be freed."""
+    x, weight, bias = drawn(64, 200, requires_grad=True), drawn(300, 200), drawn(300)
+    given = x * 1.0
+    y = linear(given, weight, bias)
+    given.zero_()
+    close(torch.autograd.grad(y.sum(), x)[0], weight.sum(0).expand(64, 200))
+    weight.requires_grad_()
+    given = drawn(64, 200)
+    y = linear(given, weight, bias)
+    weight.data.zero_()
+    close(torch.autograd.grad(y.sum(), weight)[0], given.sum(0).expand(300, 200))
+    assert len(products) == 4
+
+
+class Counted(torch.Tensor):
+    """A tensor that multiplies in its own way, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return "its own" if func is F.linear else super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.unhooked
+def test_a_tensor_of_another_kind_is_its_own(products):
+    x, weight = drawn(64, 200), drawn(300, 200)
+    assert linear(x, weight.as_subclass(Counted)) == linear(x.as_subclass(Counted), weight) == "its own"
+    assert not products
+
+
+@OF_JIT
+@needs_onednn
+def test_derivatives_forward_are_torchs(products):
+    """What is frozen has them too."""
+    x, weight, bias = drawn(64, 200), drawn(300, 200), drawn(300)
+    parts = x, weight, bias
+    for i, part in enumerate(parts):
+        of = [lambda each, f=f: f(*parts[:i], each, *parts[i + 1 :]) for f in (linear, F.linear)]  # noqa: B023
+        for got, wanted in zip(*(jvp(f, (part,), (torch.ones_like(part),)) for f in of)):
+            close(got, wanted)
+    assert not products
+
+
+@needs_onednn
+def test_many_at_once(products):
+    x, weights = drawn(3, 64, 200), drawn(3, 300, 200)
+    close(vmap(linear)(x, weights), torch.einsum("nbi,noi->nbo", x, weights))
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        (drawn(64, 200), drawn(300, 200), drawn(600)[::2]),  # oneDNN would read the first 300
+        (drawn(64, 200), drawn(300, 200), drawn(1)),
+        (drawn(20, 200), drawn(3000, 200), drawn(20, 1)),
+        (drawn(1000), drawn(1200, 1000), None),
+        (drawn(2000, 1000), drawn(1000), None),
+    ],
+)
+def test_shapes_that_torch_takes_are_torchs(products, x, weight, bias):
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert not products
+
+
+@OF_JIT
+@pytest.mark.unhooked
+@needs_onednn
+def test_traced_it_is_torchs(products):
+    layer, x = Linear(200, 300), drawn(64, 200)
+    assert "aten::linear" in str(torch.jit.trace(layer, x, check_trace=False).graph)
+    assert not products
 
 
 @needs_onednn

@@ -7,6 +7,7 @@ import json
 import math
 from functools import partial
 
+import encoder_decoder_reference
 import pytest
 import sentencepiece
 import torch
@@ -14,6 +15,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_cli import refused, run
 from test_loop import caught
+from test_sentence_pieces import ENGLISH, save
+from test_verify_encoder_decoder import bart_files
+from transformers import BartForConditionalGeneration
+from transformers.models.bart.modeling_bart import shift_tokens_right
 
 import scratchformers as sf
 from scratchformers import evaluation
@@ -34,6 +39,7 @@ ONES = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "ach
 NUMBERS = [(37 * i * i + 5 * i) % 40000 for i in range(100)]  # of one digit to five
 PAIRS = [(" ".join(str(n)), " ".join(ONES[int(digit)] for digit in str(n))) for n in NUMBERS]
 SIZES = {"dim": "16", "depth": "1", "heads": "2", "length": "32"}
+BART = bart_files()
 SMALL = {
     "steps": "6",
     "tokens": "200",
@@ -516,6 +522,20 @@ def test_without_sacrebleu_there_is_no_bleu(data, tmp_path, monkeypatch, capsys)
 # --- from a checkpoint
 
 
+def test_tokenisers_that_were_exchanged_are_refused(data, tmp_path):
+    """Of equal sizes, so that nothing else could tell."""
+    out, sides = tmp_path / "run", ("tokenizer.json", "target_tokenizer.json")
+    run_all(data, out, tokenizer="bpe", vocab=264, joint=False, steps=1)
+    config, model = sf.load(out / "model").config, out / "model"
+    assert config.vocab == config.target_vocab
+    sf.Translator.from_pretrained(model)
+    first, second = ((model / name).read_bytes() for name in sides)
+    for name, content in zip(sides, (second, first)):
+        (model / name).write_bytes(content)
+    with pytest.raises(ValueError, match="not the one this model was trained with"):
+        sf.Translator.from_pretrained(model)
+
+
 @pytest.fixture(scope="module")
 def marian(tmp_path_factory):
     """A small Marian whose two tokenisers spell our numbers, with a vocabulary of its own for each."""
@@ -563,6 +583,38 @@ def test_a_marian_is_fine_tuned(marian, data, tmp_path):
         open_run(request(data, tmp_path / "x", source=marian, tokenizer="bpe"))
     with pytest.raises(ValueError, match="dim 16, not 32"):
         open_run(request(data, tmp_path / "x", source=marian, dim=32))
+
+
+@pytest.mark.parametrize("forced", [None, 0])
+def test_a_bart_is_fine_tuned(tmp_path, forced):
+    """Targets begin with its end, as transformers' shifting has it, then with <s>, whether decoding forces that or not;
+    what is learnt is read back with the rules and files it came with."""
+    reference = encoder_decoder_reference.published(
+        "bart", vocab_size=len(BART["vocab.json"]), decoder_start_token_id=2, eos_token_id=2, pad_token_id=1,
+        bos_token_id=0,
+    )  # fmt: skip
+    reference.generation_config.update(forced_bos_token_id=forced, forced_eos_token_id=2)
+    reference.float().save_pretrained(tmp_path / "bart")
+    folder = save(tmp_path / "bart", BART)
+    lines = [words for words in map(str.split, ENGLISH) if len(words) > 4][:60]
+    pairs = [(" ".join(words[:5]), " ".join(words[2:5])) for words in lines]
+    table = write(tmp_path / "pairs.tsv", "source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b in pairs))
+    given = {"source": folder, "lr": 0.01, "steps": 40, "eval_every": 40, "save_every": 40, "truncate": True}
+    opened, _ = open_run(request(table, tmp_path / "run", **given))
+    batch, records = opened.task.batch([(0, 0), (0, 1)]), list(opened)
+    labels = batch["labels"].masked_fill(~batch["keep"], -100)
+    assert batch["read"][batch["keep"]].equal(shift_tokens_right(labels, 1, 2)[batch["keep"]])
+    assert batch["labels"][:, 0].tolist() == [0, 0]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1] < 0.7 * losses[0]
+    model = tmp_path / "run" / "model"
+    assert (sf.load(model).generation.forced_start, sf.load(model).generation.forced_end) == (forced, (2,))
+    assert {name: (model / name).read_bytes() for name in BART} == {name: (folder / name).read_bytes() for name in BART}
+    theirs, ours = BartForConditionalGeneration.from_pretrained(model).eval(), sf.load(model)
+    with torch.no_grad():
+        scores = theirs(input_ids=batch["source"], attention_mask=batch["source_keep"], decoder_input_ids=batch["read"])
+        found = ours(batch["source"], batch["read"], source_keep=batch["source_keep"], target_keep=batch["keep"])
+    torch.testing.assert_close(found[batch["keep"]], scores.logits[batch["keep"]], rtol=1e-4, atol=1e-4)
 
 
 def test_texts_of_another_language_are_refused(marian, tmp_path):

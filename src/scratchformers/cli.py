@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -850,6 +851,10 @@ class Train:
     """With --from: a part that does not learn, by the beginning of its parameters' names (token, patches, blocks.0, of
     clip image or text), or encoder: all but the head (of clip the projections and the scale), which is then a probe of
     what the rest knows. May be repeated."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """With --from: learn by adapters beside the linears of its blocks, which stay as they are. rank=8 is their size;
+    repeated, alpha=16 (what they add is multiplied by alpha / rank), dropout=0.1 of their input, and for some alone
+    linears=q,kv (or out, up, down). OUT/model has them merged, OUT/adapter has them alone, as PEFT reads them."""
     tokenizer: Annotated[str | None, arg(metavar="NAME")] = None
     """`characters` (the default), `bpe` (for gpt2 and encoder-decoder; the default of clip) or `wordpiece` (for bert),
     learnt from the text trained on, or a folder or file with a tokeniser."""
@@ -865,20 +870,29 @@ class Train:
     encoder-decoder has tokens=2048 of both sides a step, of like lengths together, in the place of batch; smoothing=0.1
     of labels, scored=200 validation sources translated as it learns, joint=false for a tokeniser of either side;
     schedule=noam instead of cosine and ema=0.999, which all have, are often used with it.
+    optimizer=muon learns the matrices of the blocks by Muon, and the rest, as else all, by AdamW.
     With micro_batch, a large batch fits a small memory: with the same gradient, also for clip.
+    Of faults all have keep=2 (checkpoints kept), keep_best=true (that of the best evaluation as well), nan_limit=10
+    (steps in a row that may be skipped where the loss or the gradient is no number; their batches are in OUT/faults),
+    spike=6 (back to the last checkpoint, and past the data since, where the loss is so many standard deviations above
+    the mean of the last 50).
     length is the window, and from scratch the model's positions; with --from, at most those: less takes less time.
     With --from, only dropout may differ of the model, and of one of pictures image and pool."""
     seed: int | None = None
     """The same as --set seed=..."""
     resume: bool = False
-    """Go on with the run in OUT. Nothing else need be given."""
+    """Go on with the run in OUT. Nothing else need be given; --set keep, keep_best, micro_batch, nan_limit, spike and
+    workers may be others than before."""
+    changed_data: bool = False
+    """With --resume: go on although the data, or what is validated on, is not what the run began with. An epoch of it
+    begins."""
     device: str | None = None
     """cpu, cuda, mps, or auto (a GPU where there is one); by default the run's own, or auto."""
 
     def interrupted(self) -> str:
         return f"`scratchformers train {self.recipe} --out {self.out} --resume` goes on from the last checkpoint"
 
-    def run(self) -> None:
+    def run(self) -> int | None:
         given = dict(_pair(text) for text in self.set)
         if self.seed is not None and given.setdefault("seed", str(self.seed)) != str(self.seed):
             raise ValueError(f"--seed {self.seed} and --set seed={given['seed']} differ: give one of them.")
@@ -900,13 +914,128 @@ class Train:
             self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
             device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
             task=self.task, columns=columns, freeze=self.freeze,
+            lora=dict(_pair(text, "--lora") for text in self.lora),
         )  # fmt: skip
-        run, notes = open_run(request, resume=self.resume)
-        for note in notes:
-            print(note)
+        run, notes = open_run(request, resume=self.resume, changed_data=self.changed_data)
+        for sentence in notes:
+            print(sentence)
+        return None if run.finished else self._train(run)
+
+    def _train(self, run: Any) -> int | None:
+        """Shows the run. The exit status is None at its end, and that of a program ended by a signal where it was
+        stopped, saved or not."""
+        from scratchformers.training.faults import is_of_memory, less_memory
+
+        try:
+            with saving_first(run) as signals:
+                show(run)
+        except KeyboardInterrupt:
+            note(f"left without saving; {self.interrupted()}.")
+            sys.stdout.flush()
+            os._exit(130)  # threads that read examples ahead are not waited for
+        except (RuntimeError, MemoryError) as error:
+            if not run.at_once or not is_of_memory(error):
+                raise
+            note(less_memory(run.at_once))
+            return 2
         if not run.finished:
-            show(run)
-            print(f"Best validation {run.achieved}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
+            print(f"Stopped at step {run.step} of {run.settings.steps}, and saved: {self.interrupted()}.")
+            return 128 + signals[0]
+        print(f"Best validation {run.achieved}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
+        return None
+
+
+@contextlib.contextmanager
+def saving_first(run: Any) -> Iterator[list[int]]:
+    """Within it the first Ctrl-C, or SIGTERM, lets the run save and end after its step, and the second is a
+    KeyboardInterrupt. Gives those that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+        run.stop()
+        said = b"\nscratchformers: saving after this step; once more (Ctrl-C), and it leaves at once.\n"
+        os.write(2, said)  # print is not to be called here: it may be what was interrupted
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@dataclass
+class Plan:
+    """What training a model takes, before it is begun: parameters, arithmetic, memory, time, and how many rows fit at
+    once. Memory is what AdamW's steps hold at most beside the Python interpreter, counted by playing one through
+    without values.
+
+    Example: scratchformers plan gpt2 --preset gpt2 --batch 8 --length 1024 --device cpu
+    """
+
+    recipe: Positional[Literal["gpt2", "bert", "vit", "mae", "clip", "encoder-decoder"]]
+    """What is to be trained, as for `train`: bert from text alone."""
+    preset: str = "tiny"
+    """Its sizes, as for `train`."""
+    batch: int = 16
+    """Rows a step."""
+    micro_batch: int | None = None
+    """Rows at once; by default all of them."""
+    length: int | None = None
+    """Of a row, in tokens, none of which is padding; by default all positions of the model."""
+    autocast: Literal["off", "bf16", "fp16"] = "off"
+    """As the setting of `train`."""
+    checkpointing: bool = False
+    """As the setting of `train`: blocks compute their activations twice, and hold a part of them."""
+    memory: float | None = None
+    """GiB that may be used; by default what is free now."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto (a GPU where there is one). Memory is counted for the kernels of a CPU."""
+    json: bool = False
+    """Print a JSON object: memory in bytes, time in seconds."""
+
+    def interrupted(self) -> str:
+        return "nothing was planned"
+
+    def run(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"--batch is {self.batch}: expected at least 1.")
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise ValueError(f"--memory is {self.memory}: expected GiB, more than 0.")
+        fix_threads(None)
+        from scratchformers.insight.plan import Asked, plan
+        from scratchformers.training.checkpointing import checkpoint_blocks
+
+        rows = self.batch if self.micro_batch is None else self.micro_batch
+        asked = Asked(self.preset, self.batch, rows, self.length, self.autocast, auto_device(self.device))
+        wrap = {"wrap": checkpoint_blocks} if self.checkpointing else {}
+        found = plan(self.recipe, asked, memory=self.memory, **wrap)
+        if self.json:
+            print(json.dumps(found.to_json() | {"checkpointing": self.checkpointing}))
+        else:
+            print("\n".join(_told(found)))
+
+
+def _told(found: Any) -> Iterator[str]:
+    """A plan, in lines."""
+    asked, gib = found.asked, {name: f"{size / 2**30:8.2f} GiB" for name, size in found.memory.items()}
+    at_once = "" if asked.micro_batch == asked.batch else f", {asked.micro_batch} at once"
+    yield f"{found.model} {asked.preset}: {found.parameters:,} parameters, {asked.batch} rows a step{at_once}"
+    for name in ("weights", "gradients", "optimizer", "activations"):
+        yield f"  {name:12}{gib[name]}"
+    yield f"  {'at most':12}{gib['peak']}  (not all at one time; temporaries counted)"
+    speed = found.flops_a_second / 1e9
+    yield f"A step is {found.flops / 1e9:,.1f} GFLOP: about {found.seconds:.2g} s at the {speed:,.0f} GFLOP/s measured"
+    yield "here for its matrix products, and more for all else: an estimate."
+    limit = f"{found.limit / 2**30:.2f} GiB"
+    if found.fits is None:
+        yield f"Not even one row at a time fits {limit}: take a smaller model or length, or --checkpointing."
+    else:
+        rows = "all rows at once fit" if found.fits == asked.batch else f"micro_batch={found.fits} fits"
+        yield f"Of {limit}, {rows}."
 
 
 @dataclass
@@ -967,6 +1096,10 @@ class Eval:
     """With zero-shot: what a label is put into, as for `classify`."""
     beams: int | None = None
     """With translate: how many texts a search follows at once; by default as the checkpoint says, else 1."""
+    source_language: Annotated[str | None, arg(metavar="CODE")] = None
+    """With translate: the language of the sources, where the vocabulary has several, as for `translate`."""
+    target_language: Annotated[str | None, arg(metavar="CODE")] = None
+    """With translate: the language to write, where the vocabulary has several."""
     length: int | None = None
     """Tokens a window of text holds; by default as many as the model has positions."""
     stride: int | None = None
@@ -1021,7 +1154,8 @@ class Eval:
     def _check_options(self, task: str | None) -> None:
         self._check_window(task)
         options: dict[str, tuple[str, ...]] = {"train": FEATURES, "pool": FEATURES, "mask": ("paint",)}
-        options |= {"beams": ("translate",), **dict.fromkeys(("labels", "labels_file", "templates"), ("zero-shot",))}
+        options |= dict.fromkeys(("beams", *LANGUAGES), ("translate",))
+        options |= dict.fromkeys(("labels", "labels_file", "templates"), ("zero-shot",))
         for name, tasks in options.items():
             if getattr(self, name) is not None and task not in (None, *tasks):
                 flag = name.replace("_", "-")
@@ -1071,7 +1205,7 @@ class Eval:
         pairs = read_parallel(self.data, dict(_pair(text, "--column") for text in self.column))
         check_belongs(tokenizer, model)
         how: dict[str, Any] = {"beams": self.beams, "truncate": self.truncate, "track": track}
-        how |= {"batch": 32 if self.batch is None else self.batch}
+        how |= {"batch": 32 if self.batch is None else self.batch, **{name: getattr(self, name) for name in LANGUAGES}}
         score = evaluation.evaluate_translation(Translator(model, tokenizer), pairs, **how)
         if score.bleu is None:
             note(MISSING)
@@ -1140,6 +1274,7 @@ class Eval:
 
 FEATURES = ("knn", "probe")  # tasks of `eval` that ask what features are worth
 MATCHING = ("zero-shot", "retrieval")  # those that compare pictures with texts
+LANGUAGES = ("source_language", "target_language")  # options of the one that translates
 ABSENT = ("f1", "top5", "bleu", "chrf", "bleu_signature", "chrf_signature")  # figures that there may not be
 
 
@@ -1542,6 +1677,13 @@ def show(run: Any) -> None:
             if "loss" in record:
                 speed = record["targets"] / max(record["seconds"], 1e-9)
                 progress.update(bar, completed=record["step"], loss=record["loss"], speed=speed)
+            if "skipped" in record:
+                console.print(f"step {record['step']}: skipped, for {record['why']}: {run.folder / record['batch']}")
+            if "rolled_back" in record:
+                rose = f"the loss rose to {record['rose_to']:.4f} at step {record['from_step']}"
+                console.print(f"step {record['step'] - 1}: went back to its checkpoint, for {rose}")
+            if "uncompiled" in record:
+                console.print(record["uncompiled"], soft_wrap=True)
             if "trivial_loss" in record:
                 known = "".join(f"; {_words(name)} {record[name]:.4f}" for name in run.task.baselines)
                 nothing = f"knowing nothing costs {record['trivial_loss']:.4f}"
@@ -1572,6 +1714,7 @@ Command = (
     | Annotated[Translate, subcommand("translate")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]

@@ -368,14 +368,18 @@ def evaluate_translation(
     pairs: Sequence[Pair],
     *,
     beams: int | None = None,
+    source_language: str | None = None,
+    target_language: str | None = None,
     truncate: bool = False,
     batch: int = 32,
     track: Track = lambda items, total: items,
 ) -> TranslationScore:
     """How far translations of the sources agree with the targets, both as they are written. `beams` is by default the
-    checkpoint's, else 1. A source that is too long is a ValueError, unless its end is to be left out."""
+    checkpoint's, else 1; the languages are named as for a Translator. A source that is too long is a ValueError,
+    unless its end is to be left out."""
     sources, references = zip(*pairs)
     how: Any = {"beams": beams, "too_long": "truncate" if truncate else "error", "batch": batch}
+    how |= {"source_language": source_language, "target_language": target_language}
     translator.check(sources, **how)
     answers = [found.text for found in track(translator.stream(sources, **how), len(sources))]
     names = ("BLEU", "CHRF") if can_score() else ()

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 CHOICE = "SCRATCHFORMERS_ONEDNN"  # 1 or 0 in the environment: with oneDNN or without, whatever the processor
 SMALL = 2**20  # multiplications; below, oneDNN's 10 microseconds a call are more than it saves
 FEW = 32  # rows
+PLAIN = {Tensor, nn.Parameter}  # what is more than that may multiply in a way of its own: quantised, shared out
 AMD, DESCRIBED = "AuthenticAMD", "/proc/cpuinfo"
 
 
@@ -44,14 +46,25 @@ def linear(
     x: Float[Tensor, "*n d"], weight: Float[Tensor, "out d"], bias: Float[Tensor, "out"] | None = None
 ) -> Float[Tensor, "*n out"]:
     """x weight' + bias, as `torch.nn.functional.linear`, whose errors it gives."""
-    fits = ONEDNN and not torch.compiler.is_compiling()  # a compiler cannot read oneDNN's operator
-    fits = fits and x.dtype == weight.dtype == torch.float32 and x.device == weight.device == torch.device("cpu")
-    fits = fits and (weight.is_contiguous() or weight.t().is_contiguous())  # parts of a matrix take 100 times as long
-    rows = x.numel() // x.shape[-1] if fits and x.numel() else 0
-    if rows * weight.numel() < SMALL or x.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
+    if not (ONEDNN and _suits(x, weight, bias)):
         return F.linear(x, weight, bias)
     learns = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias))
     return _OneDNN.apply(x, weight, bias) if learns else _product(x, weight, bias)
+
+
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN can multiply these, and is worth asking. It knows no derivatives forward, and takes a bias for one
+    number a column, side by side, whatever it is."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # neither can read oneDNN's operator
+        return False
+    if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[-1] or x.numel() * len(weight) < SMALL:
+        return False
+    third = weight if bias is None else bias
+    same = x.dtype == weight.dtype == third.dtype == torch.float32 and {type(x), type(weight), type(third)} <= PLAIN
+    same = same and x.device == weight.device == third.device == torch.device("cpu")
+    same = same and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+    dense = same and (weight.is_contiguous() or weight.t().is_contiguous())  # parts of one take 100 times as long
+    return dense and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,7 +85,8 @@ class _OneDNN(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+        (x, weight, _), (to_x, to_weight, _) = inputs, ctx.needs_input_grad
+        ctx.save_for_backward(x if to_weight else None, weight if to_x else None)  # as torch: no more than is needed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyrefly: ignore

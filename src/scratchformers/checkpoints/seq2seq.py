@@ -142,6 +142,7 @@ def read(make: Callable[..., Any], published: Mapping[str, Any]) -> Any:
     own = NORMS.get(kind) or published.get("scratchformers")
     if not isinstance(own, Mapping):
         raise ValueError(f"config.json says scratchformers {own!r}: expected where norms stand and places come from.")
+    own = {name: value for name, value in own.items() if name != "tokenizer"}  # whose digest it is
     fixed = FIXED | {theirs: own[ours] for ours, theirs in SAID.items() if kind != OWN}
     for name, value in fixed.items():
         if published.get(name, value) != value:
@@ -184,8 +185,13 @@ def write(kind: str, config: Any) -> dict[str, Any]:
         said["share_encoder_decoder_embeddings"] = config.target_vocab is None
         said["decoder_vocab_size"] = config.target_vocab or config.vocab
     if kind == OWN:
-        said["scratchformers"] = {name: getattr(config, name) for name in (*NORMS["bart"], "eps")}
+        said["scratchformers"] = own_words(config)
     return said
+
+
+def own_words(config: Any) -> dict[str, Any]:
+    """What of a config only we have words for."""
+    return {name: getattr(config, name) for name in (*NORMS["bart"], "eps")}
 
 
 def holds(kind: str, config: Any) -> bool:

@@ -1,5 +1,6 @@
 """log.jsonl, one JSON object a line, and the picture drawn of it."""
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,10 @@ class Log:
 
     def __init__(self, path: Path, *, after: int = 0):
         self.path = path
+        self._open(after)
+
+    def _open(self, after: int) -> None:
+        path = self.path
         records = [record for record in read(path) if record["step"] <= after] if after else []
         text = "".join(map(_line, records))
         write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
@@ -30,8 +35,14 @@ class Log:
         """On disk, before a checkpoint says that these steps are done."""
         os.fsync(self._file.fileno())
 
+    def cut(self, after: int) -> None:
+        """Forgets what was logged after a step."""
+        self.close()
+        self._open(after)
+
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take was said when it was written
+            self._file.close()
 
 
 def _line(record: Record) -> str:

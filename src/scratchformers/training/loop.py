@@ -5,7 +5,7 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from scratchformers import lora
 from scratchformers.checkpoints.files import write_atomically
 from scratchformers.generate import evaluating
-from scratchformers.training import state
+from scratchformers.training import faults, state
+from scratchformers.training.checkpointing import checkpoint_blocks
+from scratchformers.training.compiling import Compiled
 from scratchformers.training.data import Sampler
-from scratchformers.training.log import Log, Record, draw
+from scratchformers.training.log import Log, Record, draw, read
+from scratchformers.training.muon import Muon, matrices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +46,7 @@ class Settings:
     schedule: str = "cosine"  # or noam, which falls with the square root of the steps
     warmup: int = 100
     weight_decay: float = 0.1  # of matrices only
+    optimizer: str = "adamw"  # or muon: by it the matrices within blocks, by AdamW the rest, at one rate
     layer_decay: float = 1.0  # each block learns at this share of the rate of the next one; 1: all at the same
     ema: float = 0.0  # share of the weights' average that a step keeps (0.999); it is evaluated and saved. 0: none
     beta1: float = 0.9
@@ -50,12 +55,18 @@ class Settings:
     seed: int = 0
     eval_every: int = 200
     save_every: int = 200
+    keep: int = 2  # checkpoints; the one before the last is there in case the last is damaged
+    keep_best: bool = False  # a checkpoint of the best evaluation as well, whenever it was
+    nan_limit: int = 10  # steps in a row that may be skipped for a loss or gradient that is no number
+    spike: float = 0.0  # standard deviations the loss may rise above its recent mean before a roll-back; 0: any
     autocast: str = "off"  # off, bf16, fp16
+    checkpointing: bool = False  # blocks compute their activations twice, and hold a part of them: less memory
+    compile: bool = False  # by torch.compile, for learning
     threads: int = 0  # 0 means every core, at most 8
     workers: int = 0  # threads that read and decode examples; 0: as many as `threads`
 
     def __post_init__(self):
-        least = {"steps": 1, "batch": 1, "eval_every": 1, "save_every": 1}
+        least = {"steps": 1, "batch": 1, "eval_every": 1, "save_every": 1, "keep": 1}
         for name, value in vars(self).items():
             if not isinstance(value, str) and not least.get(name, 0) <= value < math.inf:
                 raise ValueError(f"{name} is {value}: expected at least {least.get(name, 0)}.")
@@ -66,6 +77,8 @@ class Settings:
             raise ValueError(f"autocast is {self.autocast!r}: expected off, bf16 or fp16.")
         if self.schedule not in ("cosine", "noam"):
             raise ValueError(f"schedule is {self.schedule!r}: expected cosine or noam.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer is {self.optimizer!r}: expected adamw or muon.")
         for name in ("beta1", "beta2", "ema"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected less than 1.")
@@ -187,17 +200,22 @@ def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """AdamW; weights that multiply decay, biases and norms do not. The rate of a group is the schedule's times its
-    `factor`."""
+    """AdamW, or Muon with it; weights that multiply decay, biases and norms do not. The rate of a group is the
+    schedule's times its `factor`. ValueError where no matrix that Muon is for learns."""
     factors, groups = layer_factors(model, settings.layer_decay), []
-    learning = [(factors[name], p) for name, p in model.named_parameters() if p.requires_grad]
-    for factor in sorted({factor for factor, _ in learning}):
-        some = [parameter for own, parameter in learning if own == factor]
+    learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parts = matrices(model) if settings.optimizer == "muon" else {}
+    for factor, part in sorted({(factors[name], parts.get(name, 0)) for name, _ in learning}):
+        some = [p for name, p in learning if (factors[name], parts.get(name, 0)) == (factor, part)]
+        same = {"factor": factor, "parts": part}
         groups += [
-            {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, "factor": factor},
-            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, "factor": factor},
+            {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, **same},
+            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, **same},
         ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+    if settings.optimizer == "muon" and not any(group["parts"] for group in groups):
+        raise ValueError("optimizer is muon, and no matrix within a block learns whole: leave it out, for adamw.")
+    kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
+    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
 
 
 def freeze(model: nn.Module, parts: Sequence[str], *, head: tuple[str, ...] = (HEAD,)) -> list[str]:
@@ -222,9 +240,12 @@ def freeze(model: nn.Module, parts: Sequence[str], *, head: tuple[str, ...] = (H
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
-    count = sum(parameter.numel() for parameter in learning.values())
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    return [f"{count:,} of {whole:,} parameters learn."]
+    return [share_that_learns(model)]
+
+
+def share_that_learns(model: nn.Module) -> str:
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return f"{sum(n for n, learns in counts if learns):,} of {sum(n for n, _ in counts):,} parameters learn."
 
 
 def _parts(names: Iterable[str]) -> str:
@@ -308,18 +329,34 @@ class Run:
     training goes on with the weights themselves.
     """
 
-    def __init__(self, task: Task, settings: Settings, folder: Path, *, resume: bool = False, title: str = ""):
+    def __init__(
+        self,
+        task: Task,
+        settings: Settings,
+        folder: Path,
+        *,
+        resume: bool = False,
+        title: str = "",
+        base: str | None = None,
+    ):
         self.task, self.settings, self.folder, self.title = task, settings, folder, title
+        self.base = base  # what adapters belong to
         self.device = next(task.model.parameters()).device
         self.optimizer = make_optimizer(task.model, settings)
         self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
         self.sampler, self.size = task.sampler(settings)
-        self.step, self.best = (
-            0,
-            math.inf,
-        )  # the best figure so far; an accuracy is turned round, so that less is better
-        found = state.newest(folder / "checkpoints", STATE) if resume else None
+        if settings.checkpointing:
+            checkpoint_blocks(task.model)
+        self.compiled = Compiled(task.model) if settings.compile else None
+        self.at_once = 0  # rows that the last step computed at once
+        self.stopping = False
+        self.step, self.saved, self.best_at = 0, 0, 0  # steps: the last one, that of the last and the best checkpoint
+        self.best = math.inf  # the best figure so far; an accuracy is turned round, so that less is better
+        self.skipped, self.rolled = 0, 0  # steps in a row; times in a row that the run went back to one checkpoint
+        self.recent: deque[float] = deque(maxlen=faults.RECENT)
+        self.damaged: list[str] = []  # checkpoints that were passed over, in sentences
+        found = state.newest(self.checkpoints, STATE, damaged=self.damaged) if resume else None
         if found is not None:
             self._restore(*found)
 
@@ -333,42 +370,117 @@ class Run:
         value = self.best if self.task.best == "loss" else 1 - self.best
         return f"{self.task.best} {value:.4f}"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def stop(self) -> None:
+        """The run saves and ends after the step it is at, and after its evaluation where one is due, so that going on
+        with it gives what it would have given. May be called from a signal's handler."""
+        self.stopping = True
+
+    def begin_epoch(self) -> None:
+        """Where the data is no longer what it was, and the place in it says nothing."""
+        if self.step:
+            self.sampler.restore({"epoch": self.sampler.state()["epoch"] + 1, "seen": 0})
+            self._save()
+
     def _restore(self, rest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         state.restore(tensors, self.task.model, self.optimizer, average=self.average.values)
         self.step, self.best = rest["step"], math.inf if rest["best"] is None else rest["best"]
+        self.saved = self.step
+        self.best_at, self.skipped, self.rolled = (rest.get(name, 0) for name in ("best_at", "skipped", "rolled"))
         self.sampler.restore(rest["data"])
         self.scaler.load_state_dict(rest["scaler"])
 
     def _save(self) -> None:
+        """Where it went back to this often is forgotten when the next checkpoint that is due is there, not when the run
+        was stopped between: so that one which was stopped goes back as often as one which was not."""
+        due = self.step % self.settings.save_every == 0
+        self.rolled = 0 if due else self.rolled
         rest = {
             "best": self.best if math.isfinite(self.best) else None,
+            "best_at": self.best_at,
+            "skipped": self.skipped,
+            "rolled": self.rolled,
             "data": self.sampler.state(),
             "scaler": self.scaler.state_dict(),
             "schedule": {"lr": learning_rate(self.step, self.settings)},
         }
-        place, average = self.folder / "checkpoints", self.average.values
-        state.save(place, self.step, self.task.model, self.optimizer, rest, average=average)
+        state.save(self.checkpoints, self.step, self.task.model, self.optimizer, rest, average=self.average.values)
+        self.saved = self.step
+        done = [step for step in state.steps(self.checkpoints) if step <= self.step]  # a later one was damaged
+        kept = {*done[-self.settings.keep :], *([self.best_at] if self.settings.keep_best else [])}
+        if self.settings.spike:
+            kept |= {*[step for step in done if step % self.settings.save_every == 0][-1:]}
+        state.remove_all_but(self.checkpoints, kept)
 
     def __iter__(self) -> Iterator[Record]:
-        log = Log(self.folder / "log.jsonl", after=self.step)
+        with faults.writing(self.folder, self.saved):
+            log = Log(self.folder / "log.jsonl", after=self.step)
         try:
-            while not self.finished:
+            self._look_back(log)
+            while not (self.finished or self.stopping):
                 self.step += 1
-                record = self._train()
-                log.write(record)
-                yield record
-                done = self.finished
-                if done or self.step % self.settings.eval_every == 0:
-                    with self.average.in_place():
-                        record = self._evaluate()
-                    log.write(record)
-                    self._draw(log.path)
-                    yield record
-                if done or self.step % self.settings.save_every == 0:
-                    log.sync()
-                    self._save()
+                yield from self._next(log)
         finally:
             log.close()
+
+    def _next(self, log: Log) -> Iterator[Record]:
+        """A step, and what is due after it."""
+        record, best = self._train(), False
+        if "loss" in record and faults.is_far(record["loss"], self.recent, self.settings.spike):
+            record = self._roll_back(log, record)
+        self._write(log, record)
+        yield record
+        if "rolled_back" in record:
+            return
+        if self.finished or self.step % self.settings.eval_every == 0:
+            with self.average.in_place():
+                record = self._evaluate()
+            best = record["best"] and self.settings.keep_best
+            self._write(log, record)
+            self._draw(log.path)
+            yield record
+        if self.finished or self.stopping or best or self.step % self.settings.save_every == 0:
+            with faults.writing(self.folder, self.saved):
+                log.sync()
+                self._save()
+
+    def _write(self, log: Log, record: Record) -> None:
+        if "loss" in record:
+            self.recent.append(record["loss"])
+        with faults.writing(self.folder, self.saved):
+            log.write(record)
+
+    def _look_back(self, log: Log) -> None:
+        """At the losses before this step, so that what is far from them is the same after a stop."""
+        if self.settings.spike:
+            self.recent.clear()
+            self.recent.extend(record["loss"] for record in read(log.path) if "loss" in record)
+
+    def _roll_back(self, log: Log, record: Record) -> Record:
+        """Goes back to the last checkpoint that was due, but not to its place in the data: what the loss rose at is not
+        read again. Says so, in a record of the step after it; the step's own record, where there is no checkpoint. A
+        ValueError after several times, for then it is not the data."""
+        settings, data, rolled = self.settings, self.sampler.state(), self.rolled + 1
+        if rolled > faults.ROLLBACKS:
+            what = f"The loss rose to {record['loss']:.4g} at step {self.step}, after {self.rolled} roll-backs"
+            raise ValueError(
+                f"{what} to one checkpoint: try a lower lr, or --resume --set spike=0 to go on all the same."
+            )
+        found = state.newest(self.checkpoints, STATE, every=settings.save_every)
+        if found is None:
+            return record
+        self._restore(*found)
+        self.sampler.restore(data)
+        self.rolled = rolled
+        with faults.writing(self.folder, self.saved):
+            state.remove_all_but(self.checkpoints, range(self.step + 1))
+            log.cut(self.step)
+        self._look_back(log)
+        said = {"rolled_back": rolled, "from_step": record["step"], "rose_to": record["loss"]}
+        return {"step": self.step + 1, **said}
 
     def _train(self) -> Record:
         """One step. The loss is the mean over all targets of the step, however it is cut into micro-batches."""
@@ -384,21 +496,42 @@ class Run:
         waited = time.perf_counter() - began
         if not self.finished:
             task.expect(self.sampler.peek(self.size))
+        self.at_once = min(size, len(examples))
         loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler))
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip or math.inf))
-        skips = self.scaler.is_enabled()  # fp16 skips a step whose gradient overflows, and scales less from then on
-        if not math.isfinite(loss) or not (skips or math.isfinite(norm)):
-            raise ValueError(f"The loss is {loss} and its gradient {norm} at step {self.step}: try a lower lr.")
-        self.scaler.step(self.optimizer)
+        # fp16 skips a step whose gradient overflows, and scales less from then on, which is no fault while it can.
+        overflows = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if math.isfinite(loss) and (overflows or math.isfinite(norm)):
+            self.skipped, found = 0, {"loss": loss}
+            self.scaler.step(self.optimizer)
+        else:
+            found = self._skip(f"the loss is {loss} and its gradient {norm}", examples, batches)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         noted, targets = task.stepped(), sum(map(task.targets, batches))
-        self.average.update(self.step)
-        record = {"step": self.step, "loss": loss, "lr": learning_rate(self.step, settings), "targets": targets}
+        if not self.skipped:
+            self.average.update(self.step)
+        record = {"step": self.step, **found, "lr": learning_rate(self.step, settings), "targets": targets}
         record |= {**noted, "grad_norm": norm if math.isfinite(norm) else None}
+        record |= self.compiled.news() if self.compiled else {}
         record |= {"seconds": round(time.perf_counter() - began, 4), "waited": round(waited, 4)}  # for the batch
         return record | ({"trivial_loss": task.trivial, **task.baselines, **task.notes} if self.step == 1 else {})
+
+    def _skip(self, why: str, examples: Sequence[tuple[int, int]], batches: Sequence[Batch]) -> Record:
+        """Of a step that changes nothing, for its loss or gradient is no number: its batch is written down. ValueError
+        after `nan_limit` of them in a row, and at once where the weights are no numbers either."""
+        with faults.writing(self.folder, self.saved):
+            path = faults.write_down(self.folder / "faults", self.step, examples, batches, why)
+        lost = not faults.is_finite(self.task.model)
+        if lost or self.skipped >= self.settings.nan_limit:
+            before = f", as in the {self.skipped} steps before" if self.skipped else ""
+            lost_too = ", for the weights are no numbers either" if lost else ""
+            raise ValueError(
+                f"T{why[1:]} at step {self.step}{before}: try a lower lr{lost_too}; what it read is said in {path}."
+            )
+        self.skipped += 1
+        return {"skipped": self.skipped, "why": why, "batch": str(path.relative_to(self.folder))}
 
     def _evaluate(self) -> Record:
         """Validation loss, a sample and a picture; the model is saved if it is the best so far, or the last and none
@@ -408,13 +541,24 @@ class Run:
         best = figure < self.best
         if best:
             self.best = figure
-        if best or (self.finished and self.best == math.inf):
-            self.task.model.save_pretrained(self.folder / "model")
-        if (drawn := self.task.draw(self.task.model)) is not None:
-            picture = self.folder / "pictures" / f"step-{self.step}.png"
-            write_atomically(picture, lambda file: drawn.savefig(file, format="png"))
+            self.best_at = self.step
+        with faults.writing(self.folder, self.saved):
+            if best or (self.finished and self.best == math.inf):
+                self._keep()
+            if (drawn := self.task.draw(self.task.model)) is not None:
+                picture = self.folder / "pictures" / f"step-{self.step}.png"
+                write_atomically(picture, lambda file: drawn.savefig(file, format="png"))
         shown = {f"valid_{name}": value if math.isfinite(value) else None for name, value in figures.items()}
         return {"step": self.step, **shown, "best": best, "sample": self.task.sample(self.task.model)}
 
+    def _keep(self) -> None:
+        """The run's model: one with adapters is merged, and these lie beside it."""
+        model = self.task.model
+        with lora.merged(model):
+            model.save_pretrained(self.folder / "model")
+        if lora.adapters(model):
+            lora.save(model, self.folder / "adapter", base=self.base)
+
     def _draw(self, log: Path) -> None:
-        draw(log, self.folder / "loss.png", trivial=self.task.trivial, unit=self.task.unit, title=self.title)
+        with faults.writing(self.folder, self.saved):
+            draw(log, self.folder / "loss.png", trivial=self.task.trivial, unit=self.task.unit, title=self.title)

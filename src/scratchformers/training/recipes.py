@@ -23,6 +23,7 @@ from scratchformers.training.translation import TranslationSettings, prepare_tra
 from scratchformers.training.vision import ClassSettings, PaintSettings, prepare_classes, prepare_painting
 
 FINETUNE = "finetune"  # the preset that goes with a source
+ADAPTED = 10  # times its rate, adapters learn best (Schulman and Thinking Machines 2025, over many models and ranks)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def configure(request: Request) -> tuple[Settings, dict[str, Any]]:
     if request.freeze and request.source is None:
         what = f"--freeze {' '.join(request.freeze)} goes with --from"
         raise ValueError(f"{what}: in a new model there is nothing learnt to keep.")
+    if request.lora and request.source is None:
+        raise ValueError("--lora goes with --from: adapters are for a model that has learnt already.")
     recipe, given = recipe_of(request.recipe, request.task), parse(request)
     preset, settings = recipe.preset(request), {field.name for field in dataclasses.fields(recipe.settings)}
     if request.source is None:
@@ -200,6 +203,7 @@ def configure(request: Request) -> tuple[Settings, dict[str, Any]]:
         shared |= {"length": fields["length"]} if "length" in fields else {}
     else:
         fields, shared = {key: value for key, value in given.items() if key not in settings}, dict(recipe.finetune)
+        shared["lr"] *= ADAPTED if request.lora else 1
     return recipe.settings(**(shared | {key: value for key, value in given.items() if key in settings})), fields
 
 

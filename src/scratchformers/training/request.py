@@ -29,3 +29,6 @@ class Request:
     task: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # of labelled data: what a column is to us, its name
     freeze: tuple[str, ...] = ()  # parts of a source that do not learn, by the beginnings of their parameters' names
+    lora: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the adapters that a source learns by, as `lora.read` has it

@@ -2,13 +2,14 @@
 
 A checkpoint is a folder `step-N`: `state.safetensors` with flat names (`model.<name>`, `optimizer.<parameter>.exp_avg`,
 `average.<name>` where weights are averaged, `random.cpu`), so that processes that hold a part each can write the same
-names, and `state.json` with the rest. It is written under another name and renamed, so that a folder called step-N is
-complete.
+names, `state.json` with the rest, and last `SHA256SUMS`, by which both are known to be what was written (`sha256sum -c`
+reads it). It is written under another name and renamed, so that a folder called step-N is complete.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from scratchformers.checkpoints import files
 
-KEPT = 2  # checkpoints; the one before the last is there in case the last is damaged
+TENSORS, REST, DIGESTS = "state.safetensors", "state.json", "SHA256SUMS"
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,17 +42,34 @@ def save(
     *,
     average: Mapping[str, Tensor],
 ) -> None:
-    """Writes `folder/step-N` and removes all but the newest two. `average` is empty where weights are not averaged."""
+    """Writes `folder/step-N`. `average` is empty where weights are not averaged."""
     temporary, final = folder / f".step-{step}.tmp", folder / f"step-{step}"
-    for old in (temporary, final):
-        shutil.rmtree(old, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files.write_tensors(temporary / "state.safetensors", _tensors(model, optimizer, average))
-    files.write_json(temporary / "state.json", {"step": step, **rest})
-    os.replace(temporary, final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        files.write_tensors(temporary / TENSORS, _tensors(model, optimizer, average))
+        files.write_json(temporary / REST, {"step": step, **rest})
+        sums = "".join(f"{_digest(temporary / name)}  {name}\n" for name in (TENSORS, REST))
+        files.write_bytes(temporary / DIGESTS, sums.encode())
+        _sync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except OSError:  # on a full disk, half a checkpoint would take the room of what comes
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync(folder)
-    for number in sorted(_steps(folder))[:-KEPT]:
-        shutil.rmtree(folder / f"step-{number}", ignore_errors=True)
+
+
+def remove_all_but(folder: Path, kept: Container[int]) -> None:
+    """Removes the checkpoints of other steps."""
+    for step in steps(folder):
+        if step not in kept:
+            shutil.rmtree(folder / f"step-{step}", ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:
@@ -61,23 +79,41 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _steps(folder: Path) -> Iterator[int]:
-    for path in folder.glob("step-*"):
-        if path.name.removeprefix("step-").isdigit():
-            yield int(path.name.removeprefix("step-"))
+def steps(folder: Path) -> list[int]:
+    """Of the checkpoints there are, the oldest first."""
+    found = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted(int(number) for number in found if number.isdigit())
 
 
-def newest(folder: Path, keys: set[str]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The newest checkpoint that can be read and says `keys`, as its JSON and its tensors; None if there is none."""
-    for step in sorted(_steps(folder), reverse=True):
+def newest(
+    folder: Path, keys: set[str], *, every: int = 1, damaged: list[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest checkpoint that is as it was written and says `keys`, as its JSON and its tensors; None if there is
+    none. Only those of each so many steps, where `every` is given. What is passed over is said in `damaged`."""
+    for step in reversed(steps(folder)):
         path = folder / f"step-{step}"
-        try:
-            rest = files.read_json(path / "state.json")
-            if rest.keys() >= {"step", *keys}:
-                return rest, files.read_tensors(path / "state.safetensors")
-        except (ValueError, FileNotFoundError):
+        if step % every:
             continue
+        try:
+            return _read(path, keys)
+        except (ValueError, FileNotFoundError) as error:
+            if damaged is not None:
+                damaged.append(f"{path} is damaged, and passed over: {error}")
     return None
+
+
+def _read(path: Path, keys: set[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One checkpoint. ValueError or FileNotFoundError unless it is whole; those that older versions wrote have no
+    digests."""
+    if (path / DIGESTS).is_file():
+        said = (path / DIGESTS).read_bytes()
+        for name in (TENSORS, REST):
+            if f"{_digest(path / name)}  {name}\n".encode() not in said:
+                raise ValueError(f"{name} is not what was written.")
+    rest = files.read_json(path / REST)
+    if absent := {"step", *keys} - rest.keys():
+        raise ValueError(f"{REST} does not say {', '.join(sorted(absent))}.")
+    return rest, files.read_tensors(path / TENSORS)
 
 
 def restore(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scratchformers.checkpoints import hub
+from scratchformers.checkpoints import hub, seq2seq
 from scratchformers.checkpoints.pretrained import Generation, fingerprint
 from scratchformers.generate import evaluating, generate
 from scratchformers.models import load_tokenizer
@@ -193,6 +193,8 @@ def prepare_translation(
     check_fits(tokenizer, model.config.vocab)
     check_fits(tokenizer.target, model.config.target_vocab or model.config.vocab)
     model.assets = tokenizer.files
+    said = {**seq2seq.own_words(model.config), "tokenizer": tokenizer.digest()}
+    model.published = model.published | {"scratchformers": said}
     task = Translation(model.to(request.device), tokenizer, train, valid, settings)
     facts: Facts = {
         "data": {"sha256": digest(train), "pairs": len(train)},

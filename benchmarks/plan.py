@@ -1,0 +1,167 @@
+"""Does `plan` say what training takes? Twelve configurations of all models, each trained for three steps in a process
+of its own, beside what was planned.
+
+python benchmarks/plan.py --out benchmarks/results/plan.json
+
+What is trained are the recipes' own tasks in the recipes' own loop, on examples that are drawn; one row of a text is a
+token shorter than the others, so that batches are packed as most are. Memory is the most that the process held
+(VmHWM, Linux) less what it held when everything was imported; time the median of the last two steps.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import harness
+
+CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, checkpointing
+    "gpt2 124M": ("gpt2", "gpt2", 4, 4, 256, "off", False),
+    "gpt2 124M, checkpointed, in micro-batches": ("gpt2", "gpt2", 8, 4, 384, "off", True),
+    "bert minilm": ("bert", "minilm", 32, 32, 128, "off", False),
+    "bert base, bf16": ("bert", "base", 8, 8, 128, "bf16", False),
+    "vit small": ("vit", "small-16", 16, 16, None, "off", False),
+    "vit base, checkpointed": ("vit", "base-16", 8, 8, None, "off", True),
+    "mae base": ("mae", "base", 16, 16, None, "off", False),
+    "mae base, in micro-batches": ("mae", "base", 24, 8, None, "off", False),
+    "clip ViT-B/32": ("clip", "ViT-B/32", 16, 16, None, "off", False),
+    "clip ViT-B/32, in micro-batches": ("clip", "ViT-B/32", 32, 8, None, "off", False),
+    "encoder-decoder bart-base": ("encoder-decoder", "bart-base", 4, 4, 128, "off", False),
+    "encoder-decoder small": ("encoder-decoder", "small", 24, 24, 128, "off", False),
+}
+TRAINED = """
+import json, statistics, tempfile, torch, harness, plan
+harness.threads({threads})
+print(json.dumps(plan.trained(*{configuration!r})))
+"""
+PLANNED = """
+import json, torch, harness, plan
+harness.threads({threads})
+print(json.dumps(plan.planned(*{configuration!r})))
+"""
+
+
+def planned(recipe, preset, batch, micro_batch, length, autocast, checkpointing):
+    from scratchformers.insight.plan import Asked, plan
+    from scratchformers.training.checkpointing import checkpoint_blocks
+
+    asked = Asked(preset, batch, micro_batch, length, autocast)
+    return plan(recipe, asked, **({"wrap": checkpoint_blocks} if checkpointing else {})).to_json()
+
+
+def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing):
+    """(bytes above what was held before, seconds) of three steps of the recipe's own task."""
+    import dataclasses
+
+    import torch
+
+    from scratchformers.training.loop import Run
+    from scratchformers.training.memory import keep_freed_memory
+    from scratchformers.training.recipes import RECIPES
+
+    keep_freed_memory()
+    before = memory("VmRSS")
+    found = RECIPES[recipe]
+    config = found.model.preset(preset)
+    config = config if length is None else dataclasses.replace(config, length=length)
+    own = {"batch": batch, "micro_batch": micro_batch, "steps": 9, "checkpointing": checkpointing}
+    settings = found.settings(**own, autocast=autocast)
+    torch.manual_seed(0)
+    task = task_of(recipe, found.model(config), settings)
+    with tempfile.TemporaryDirectory() as folder:
+        run, seconds = Run(task, settings, Path(folder)), []
+        for _ in range(3):
+            run.step += 1
+            seconds.append(run._train()["seconds"])
+    return memory("VmHWM") - before, statistics.median(seconds[1:])
+
+
+def memory(name):
+    """Of this process, in bytes, as the kernel counts it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{name}:")[2].split()[0]) * 1024
+
+
+def task_of(recipe, model, settings):
+    """The recipe's task with all that learning asks of it, and no data but what is drawn here."""
+    import torch
+
+    from scratchformers.training.contrastive import Contrastive, fits
+    from scratchformers.training.language import Masked, NextToken
+    from scratchformers.training.translation import Translation
+    from scratchformers.training.vision import Classes, Painting
+
+    kinds = {"gpt2": NextToken, "bert": Masked, "vit": Classes, "mae": Painting}
+    kinds |= {"clip": Contrastive, "encoder-decoder": Translation}
+    task = object.__new__(kinds[recipe])
+    every = {
+        "model": model,
+        "settings": settings,
+        "rows": settings.batch,
+        "trivial": 0.0,
+        "expect": lambda examples: None,
+    }
+    every |= {"batch": lambda examples: batch_of(recipe, model.config, len(examples)), "device": torch.device("cpu")}
+    vars(task).update(every)
+    if recipe == "clip":
+        table = torch.arange(settings.batch)[:, None]
+        vars(task).update(table=table, fits=lambda rows, texts: fits(table, rows, texts), duplicates=0)
+    return task
+
+
+def batch_of(recipe, config, rows):
+    import torch
+
+    from scratchformers.grid import count, height_width
+
+    if hasattr(config, "image"):
+        images = torch.randn(rows, config.channels, *height_width(config.image))
+    if recipe == "vit":
+        return {"images": images, "targets": torch.rand(rows, config.classes).softmax(1)}
+    if recipe == "mae":
+        return {"images": images, "noise": torch.rand(rows, count(config.image, config.patch))}
+    ids = torch.randint(1, config.vocab - 1, (rows, config.length))
+    if recipe == "clip":
+        ids[:, -1] = config.vocab - 1
+        return {"images": images, "ids": ids, "rows": torch.arange(rows), "texts": torch.arange(rows)}
+    if recipe == "gpt2":
+        return {"ids": ids, "targets": ids}
+    if recipe == "bert":
+        return {"ids": ids, "labels": ids, "chosen": torch.rand(ids.shape) < 0.15}
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    keep[0, -1] = False
+    return {"source": ids, "source_keep": keep, "read": ids, "labels": ids, "keep": keep}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", help="configurations whose name has this in it")
+    arguments = parser.parse_args()
+    threads = min(2, os.cpu_count() or 1)
+    harness.threads(threads)
+    results = {"command": " ".join(["python benchmarks/plan.py", *sys.argv[1:]]), "machine": harness.machine("cpu")}
+    results |= {"versions": harness.versions("torch"), "configurations": {}}
+    for name, configuration in CONFIGURATIONS.items():
+        if arguments.only and arguments.only not in name:
+            continue
+        same = {"configuration": configuration, "threads": threads}
+        said, (measured, seconds) = (harness.child(code, **same) for code in (PLANNED, TRAINED))
+        estimate = said["memory"]["peak"]
+        found = {"MiB": {"planned": round(estimate / 2**20), "measured": round(measured / 2**20)}}
+        found |= {"ratio": round(estimate / measured, 3), "memory": said["memory"], "flops": said["flops"]}
+        found |= {"seconds": {"planned": round(said["seconds"], 3), "measured": round(seconds, 3)}}
+        results["configurations"][name] = found
+        print(name, found["MiB"], found["ratio"], found["seconds"], flush=True)
+    ratios = [each["ratio"] for each in results["configurations"].values()]
+    results["ratio"] = {"least": min(ratios), "most": max(ratios)}
+    print(results["ratio"])
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""What training a model takes: parameters, arithmetic, memory and time, and the micro-batch that fits.
+
+Memory is counted, not guessed: two micro-batches of a step are played through on tensors that have shapes and no
+values, and what is alive at each moment is added up. Arithmetic is counted likewise. Time is a guess: that arithmetic
+at the speed at which this machine multiplies the model's own matrices.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from scratchformers.checkpoints.pretrained import Config, Pretrained
+from scratchformers.grid import count, height_width
+from scratchformers.heads import unit
+from scratchformers.linear import linear
+from scratchformers.models.bert import BERT
+from scratchformers.models.clip import CLIP
+from scratchformers.models.encoder_decoder import EncoderDecoder
+from scratchformers.models.gpt2 import GPT2
+from scratchformers.models.mae import MAE
+from scratchformers.models.vit import ViT
+from scratchformers.nn import Unembed
+
+AT_WORK = 64 * 2**20  # bytes that torch's libraries and threads take beside tensors once they compute
+TIMED, SHAPES, ROWS = 0.3, 3, 4096  # seconds a product is timed for, how many of them, rows at most
+DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
+MASKED = 0.15  # share of a BERT's tokens that are asked for
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A step as `train` would take it: `batch` rows, of which `micro_batch` at once."""
+
+    preset: str
+    batch: int
+    micro_batch: int
+    length: int | None = None  # tokens of a row, all of them real; of an encoder-decoder, on both sides
+    autocast: str = "off"  # off, bf16, fp16
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory in bytes, time in seconds."""
+
+    model: str
+    asked: Asked
+    parameters: int
+    flops: int  # of a step: a multiplication and an addition are two
+    memory: Mapping[str, int]  # weights, gradients, optimizer, activations (when the backward begins), and the peak
+    flops_a_second: float  # at which this machine multiplies the model's matrices, forward and backward
+    limit: int  # bytes that may be used
+    fits: int | None  # rows at once that need no more; None if not even one row fits
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, if it were matrix products alone."""
+        return self.flops / self.flops_a_second
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step computes: a loss with its gradient (or without), so many times."""
+
+    loss: Callable[[], Tensor]
+    times: float
+    learns: bool = True
+
+
+# --- what each model's training computes, as its task does
+
+
+def _next_token(model: Any, rows: int, batch: int) -> list[Part]:
+    ids = torch.zeros(rows, model.config.length, dtype=torch.long)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(ids).flatten(0, 1).float(), ids.flatten(), reduction="sum")
+
+    return [Part(loss, batch / rows)]
+
+
+def _masked(model: Any, rows: int, batch: int) -> list[Part]:
+    ids = torch.zeros(rows, model.config.length, dtype=torch.long)
+    chosen = torch.zeros(math.ceil(MASKED * ids.numel()), dtype=torch.long)
+
+    def loss() -> Tensor:
+        scores = model.head(model.encode(ids).flatten(0, 1)[chosen][None])[0].float()
+        return F.cross_entropy(scores, chosen, reduction="sum")
+
+    return [Part(loss, batch / rows)]
+
+
+def _classes(model: Any, rows: int, batch: int) -> list[Part]:
+    images, targets = _pictures(model, rows), torch.zeros(rows, model.config.classes)
+    return [Part(lambda: F.cross_entropy(model(images).float(), targets, reduction="sum"), batch / rows)]
+
+
+def _painting(model: Any, rows: int, batch: int) -> list[Part]:
+    images, noise = _pictures(model, rows), torch.zeros(rows, count(model.config.image, model.config.patch))
+    return [Part(lambda: model(images, noise=noise).loss * rows, batch / rows)]
+
+
+def _pairs(model: Any, rows: int, batch: int) -> list[Part]:
+    """In micro-batches: the features, the loss of all of them, and the features once more, of one tower at a time."""
+    images, ids = _pictures(model, rows), torch.zeros(rows, model.config.length, dtype=torch.long)
+    ids[:, -1] = model.config.end or model.config.vocab - 1
+    towers = [lambda: unit(model.encode_image(images)), lambda: unit(model.encode_text(ids))]
+    if rows == batch:
+        return [Part(lambda: _contrast(model, *(tower() for tower in towers)), 1)]
+
+    def features() -> list[Tensor]:
+        return [torch.zeros(batch, model.config.dim, requires_grad=True) for _ in towers]
+
+    parts = [
+        Part(lambda tower=tower: tower().sum(), batch / rows, learns) for learns in (False, True) for tower in towers
+    ]
+    return [*parts, Part(lambda: _contrast(model, *features()), 1)]
+
+
+def _contrast(model: Any, image: Tensor, text: Tensor) -> Tensor:
+    scores = model.scale.exp() * image @ text.T, model.scale.exp() * text @ image.T
+    share = torch.zeros(len(image), len(text))
+    return (F.cross_entropy(scores[0], share) + F.cross_entropy(scores[1], share)) / 2
+
+
+def _translation(model: Any, rows: int, batch: int) -> list[Part]:
+    ids = torch.zeros(rows, model.config.length, dtype=torch.long)
+
+    def loss() -> Tensor:
+        scores = model.score(model.decode(ids, model.read(ids)).flatten(0, 1)[None])[0]
+        return F.cross_entropy(scores.float(), ids.flatten(), reduction="sum")
+
+    return [Part(loss, batch / rows)]
+
+
+def _pictures(model: Any, rows: int) -> Tensor:
+    return torch.zeros(rows, model.config.channels, *height_width(model.config.image))
+
+
+MODELS: dict[str, tuple[type[Pretrained], Callable[[Any, int, int], list[Part]]]] = {
+    "gpt2": (GPT2, _next_token),
+    "bert": (BERT, _masked),
+    "vit": (ViT, _classes),
+    "mae": (MAE, _painting),
+    "clip": (CLIP, _pairs),
+    "encoder-decoder": (EncoderDecoder, _translation),
+}
+
+
+# --- counting
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self._known = 0, 0, set()
+
+    def count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.count(tensor)
+        return out
+
+
+class Full(TorchFunctionMode):
+    """Answers for tensors without values: a text is as long as texts are, and all else that is asked of them is
+    answered by no: nothing was drawn that has to be drawn again, nothing is real and so to be packed."""
+
+    def __init__(self, length: int):
+        super().__init__()
+        self.length = length
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__:
+            return False
+        return self.length - 1 if func is Tensor.__int__ else func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _arithmetic(model: Any, asked: Asked) -> Iterator[None]:
+    """Of the step's forward; in bf16 on a CPU pictures attend by the written-out kernel, as in training."""
+    plain = asked.autocast == "bf16" and asked.device == "cpu" and hasattr(model.config, "image")
+    kernel = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    with torch.autocast("cpu", DTYPES[asked.autocast], enabled=asked.autocast != "off"), kernel:
+        yield
+
+
+def _memory(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any], rows: int) -> dict[str, int]:
+    """Of a step with so many rows at once, AdamW's two averages included."""
+    kind, parts_of = MODELS[name]
+    with FakeTensorMode(), Full(getattr(config, "length", 0)):
+        model, held = kind(config).train(), 0
+        wrap(model)
+        learning = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        with Alive() as alive:
+            for parameter in model.parameters():
+                alive.count(parameter)
+            weights, parts = alive.now, [part for part in parts_of(model, rows, asked.batch) if part.learns]
+            others = (alive.now - weights) * (asked.batch - rows) // rows  # inputs of the other micro-batches
+            for part in parts * (1 if rows == asked.batch else 2):
+                before = alive.now
+                with _arithmetic(model, asked):
+                    loss = part.loss()
+                held = max(held, alive.now - before)
+                loss.backward()
+                del loss
+    peak = max(alive.peak, weights + learning) + others + 2 * learning + AT_WORK
+    return {
+        "weights": weights, "gradients": learning, "optimizer": 2 * learning, "activations": held, "peak": peak
+    }  # fmt: skip
+
+
+def _flops(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any]) -> tuple[int, int, Counter]:
+    """The parameters; the arithmetic of a step; and how often each product (rows, from, to) stands in it. Attention is
+    written out, and autocast is on, so that all products are operators of torch's, which are counted."""
+    kind, parts_of = MODELS[name]
+    products: Counter = Counter()
+
+    def seen(module: Any, given: tuple[Tensor, ...]) -> None:
+        weight = module.token.weight if isinstance(module, Unembed) else module.weight
+        products[given[0].numel() // weight.shape[1], weight.shape[1], weight.shape[0]] += 1
+
+    with FakeTensorMode(), Full(getattr(config, "length", 0)), sdpa_kernel(SDPBackend.MATH):
+        model, total = kind(config).train(), 0.0
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Unembed):
+                module.register_forward_pre_hook(seen)
+        wrap(model)
+        for part in parts_of(model, asked.micro_batch, asked.batch):
+            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(part.learns):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = part.loss()
+                if part.learns:
+                    loss.backward()
+            total += part.times * counter.get_total_flops()
+    return sum(parameter.numel() for parameter in model.parameters()), round(total), products
+
+
+def measure(products: Mapping[tuple[int, int, int], int], asked: Asked) -> float:
+    """FLOP a second of the largest of these products, forward and backward, weighed as they occur; in about a second.
+    What is timed is `linear`, as the models call it, with rows cut to what shows the speed."""
+    size = lambda product: math.prod(product) * products[product]  # noqa: E731
+    done = taken = 0.0
+    for product in sorted(products, key=size)[-SHAPES:]:
+        rows, inner, outer = min(product[0], ROWS), *product[1:]
+        x, weight = (torch.rand(*each, inner, device=asked.device).requires_grad_() for each in ((rows,), (outer,)))
+        taken += size(product) / (rows * inner * outer) * _best(x, weight, asked)
+        done += 6 * size(product)
+    return done / taken
+
+
+def _best(x: Tensor, weight: Tensor, asked: Asked) -> float:
+    """Seconds of the fastest of a few."""
+    device, best, began = torch.device(asked.device), math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - began < TIMED:
+        start = time.perf_counter()
+        with torch.autocast(device.type, DTYPES[asked.autocast], enabled=asked.autocast != "off"):
+            y = linear(x, weight)
+        torch.autograd.grad(y, (x, weight), y.detach())
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def available(device: str) -> int:
+    """Bytes that could be had now. ValueError where the machine does not say it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not MEMINFO.is_file():
+        raise ValueError("This machine does not say how much memory is free: pass --memory GIB.")
+    free = int(MEMINFO.read_text(encoding="utf-8").partition("MemAvailable:")[2].split()[0]) * 1024
+    most = CGROUP.read_text(encoding="utf-8").strip() if CGROUP.is_file() else "max"
+    return min(free, int(most)) if most.isdecimal() else free
+
+
+def plan(
+    name: str, asked: Asked, *, memory: float | None = None, wrap: Callable[[Any], Any] = lambda model: None
+) -> Plan:
+    """The costs of training the model of this name and preset. `memory` in GiB is what may be used, by default what is
+    free; `wrap` is what is done to the model before it learns, as checkpointing its blocks. ValueError for what no step
+    can be."""
+    config = _config(name, asked)
+    limit = available(asked.device) if memory is None else int(memory * 2**30)
+    parameters, flops, products = _flops(name, config, asked, wrap)
+    memory_of, fits = functools.cache(functools.partial(_memory, name, config, asked, wrap)), asked.batch
+    while fits and memory_of(fits)["peak"] > limit:
+        fits = (fits + 1) // 2 if fits > 1 else 0
+    speed = measure(products, asked)
+    return Plan(name, asked, parameters, flops, memory_of(asked.micro_batch), speed, limit, fits or None)
+
+
+def _config(name: str, asked: Asked) -> Any:
+    config: Any = MODELS[name][0].preset(asked.preset)
+    if not 1 <= asked.micro_batch <= asked.batch:
+        raise ValueError(f"--micro-batch is {asked.micro_batch}: expected 1 to {asked.batch}, the batch.")
+    if asked.length is None:
+        return config
+    if not hasattr(config, "length"):
+        raise ValueError(f"--length {asked.length} counts tokens, and {name} reads none: leave it out.")
+    return dataclasses.replace(config, length=asked.length)

@@ -1,0 +1,237 @@
+"""What a plan says is what a step takes. The twelve measured configurations are benchmarks/plan.py's."""
+
+import contextlib
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from test_cli import refused
+from test_cli import run as program
+
+import scratchformers as sf
+from scratchformers.insight import plan as planning
+from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, available, measure, plan
+from scratchformers.training.checkpointing import checkpoint_blocks
+from scratchformers.training.loop import Settings, make_optimizer
+
+NAMES = [*MODELS]
+TEXTS = ("gpt2", "bert", "clip", "encoder-decoder")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(planning, "TIMED", 0.0)
+
+
+def small(name, rows=4, micro=None, **more):
+    length = {"length": 32} if name in TEXTS else {}
+    return Asked("tiny", rows, micro or rows, **length, **more)
+
+
+def memory(name, asked, wrap=lambda model: None):
+    return planning._memory(name, planning._config(name, asked), asked, wrap, asked.micro_batch)
+
+
+def on_real_tensors(monkeypatch):
+    monkeypatch.setattr(planning, "FakeTensorMode", contextlib.nullcontext)
+    monkeypatch.setattr(planning, "Full", contextlib.nullcontext)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("wrap", [lambda model: None, checkpoint_blocks], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_played_takes_what_is_done(name, wrap, monkeypatch):
+    """Tensors without values, and the same step with them."""
+    asked = small(name)
+    played = memory(name, asked, wrap)
+    on_real_tensors(monkeypatch)
+    done = memory(name, asked, wrap)
+    assert played["activations"] == pytest.approx(done["activations"], rel=0.02)
+    assert played["peak"] - AT_WORK == pytest.approx(done["peak"] - AT_WORK, rel=0.03)
+    assert played["weights"] == done["weights"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_gradients_and_averages_are_the_optimisers(name):
+    found, (kind, _) = memory(name, small(name)), MODELS[name]
+    model = kind(planning._config(name, small(name)))
+    optimizer = make_optimizer(model, Settings())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    averages = [x for state in optimizer.state.values() for x in state.values() if x.ndim or x.numel() > 1]
+    scalars = [p for p in model.parameters() if p.requires_grad and not p.ndim]  # CLIP's scale
+    assert found["weights"] == sum(p.nbytes for p in model.parameters())
+    assert found["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert found["optimizer"] == sum(x.nbytes for x in averages) + 8 * len(scalars)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_are_what_autograd_saves(name, monkeypatch):
+    on_real_tensors(monkeypatch)
+    asked, (kind, parts) = small(name), MODELS[name]
+    config, saved = planning._config(name, asked), {}
+    model = kind(config).train()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    (part,) = parts(model, asked.batch, asked.batch)
+
+    def note(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = part.loss()
+    bytes_saved = sum(x.untyped_storage().nbytes() for place, x in saved.items() if place not in own)
+    del loss
+    assert memory(name, asked)["activations"] == pytest.approx(bytes_saved, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_grow_with_the_rows(name):
+    two, four = (memory(name, small(name, rows))["activations"] for rows in (2, 4))
+    assert four == pytest.approx(2 * two, rel=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_said_to_need_less_needs_less(name):
+    plain = memory(name, small(name, 64))  # so many rows, for bf16 copies the weights
+    checkpointed = memory(name, small(name, 64), checkpoint_blocks)
+    in_parts = memory(name, small(name, 64, 8))
+    narrow = memory(name, small(name, 64, autocast="bf16"))
+    for other in (checkpointed, in_parts, narrow):
+        assert other["activations"] < plain["activations"]
+        assert other["weights"] == plain["weights"]
+    assert checkpointed["peak"] < plain["peak"]
+    assert in_parts["peak"] < plain["peak"]
+
+
+def test_gradients_are_held_while_the_next_micro_batch_is_computed():
+    asked = Asked("tiny", 16, 8, length=96)
+    one, two = (memory("gpt2", dataclasses.replace(asked, batch=batch)) for batch in (8, 16))
+    assert two["peak"] > one["peak"] + one["gradients"] / 2
+
+
+def test_alive_counts_a_storage_once_and_forgets_it():
+    with Alive() as alive:
+        x = torch.zeros(100)
+        y = x.view(10, 10)
+        assert (alive.now, alive.peak) == (400, 400)
+        z = x + 1
+        assert alive.now == 800
+        del z
+        assert (alive.now, alive.peak) == (400, 800)
+        del x
+        assert alive.now == 400
+        del y
+        assert alive.now == 0
+
+
+# --- arithmetic and time
+
+
+def test_flops_are_those_of_the_matrices():
+    """Six a weight and token, and twelve a layer, pair of tokens and width, as is counted everywhere."""
+    found = plan("gpt2", small("gpt2"))
+    config, tokens = dataclasses.replace(sf.GPT2.preset("tiny"), length=32), 4 * 32
+    matrices = config.depth * 12 * config.dim**2 + config.vocab * config.dim
+    assert found.flops == 6 * tokens * matrices + 12 * config.depth * tokens * 32 * config.dim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flops_do_not_depend_on_how_a_batch_is_cut_but_for_clips(name):
+    whole, cut = (plan(name, small(name, 8, micro)).flops for micro in (8, 2))
+    if name == "clip":  # features are computed twice
+        assert 1.2 * whole < cut < 1.4 * whole
+    else:
+        assert cut == pytest.approx(whole, rel=0.02)  # of a BERT's tokens the share is rounded up
+
+
+def test_checkpointing_computes_a_forward_more():
+    whole = plan("gpt2", small("gpt2")).flops
+    assert 1.2 * whole < plan("gpt2", small("gpt2"), wrap=checkpoint_blocks).flops <= 4 / 3 * whole
+
+
+def test_speed_is_that_of_the_largest_products(monkeypatch):
+    timed = {(8, 16): 1.0, (4, 2): 0.5, (2, 2): 0.25, (1, 1): 100.0}
+    monkeypatch.setattr(planning, "_best", lambda x, weight, asked: timed[x.shape[0], weight.shape[0]])
+    products = {(8, 4, 16): 2, (4, 2, 2): 3, (2, 2, 2): 1, (1, 1, 1): 1}  # the last is too small to matter
+    done = 6 * (2 * 8 * 4 * 16 + 3 * 16 + 8)
+    assert measure(products, Asked("tiny", 1, 1)) == pytest.approx(done / (2 * 1.0 + 3 * 0.5 + 0.25))
+
+
+def test_a_long_product_is_timed_by_its_first_rows(monkeypatch):
+    seen = []
+    monkeypatch.setattr(planning, "_best", lambda x, weight, asked: seen.append(len(x)) or 1.0)
+    rows = 2 * planning.ROWS
+    assert measure({(rows, 3, 5): 1}, Asked("tiny", 1, 1)) == pytest.approx(6 * rows * 15 / 2)
+    assert seen == [planning.ROWS]
+
+
+def test_seconds_are_arithmetic_by_speed():
+    found = plan("vit", small("vit"))
+    assert 0 < found.flops_a_second < math.inf
+    assert found.seconds == found.flops / found.flops_a_second
+
+
+# --- what fits
+
+
+def test_the_micro_batch_is_halved_until_it_fits():
+    peaks = {rows: memory("gpt2", small("gpt2", 24, rows))["peak"] / 2**30 for rows in (24, 12, 6, 1)}
+    for limit, fits in ((peaks[24], 24), (peaks[24] - 1e-6, 12), (peaks[12] - 1e-6, 6), (peaks[1] - 1e-6, None)):
+        assert plan("gpt2", small("gpt2", 24), memory=limit).fits == fits
+
+
+def test_what_is_free_is_asked_of_the_machine(tmp_path, monkeypatch):
+    meminfo, most = tmp_path / "meminfo", tmp_path / "memory.max"
+    monkeypatch.setattr(planning, "MEMINFO", meminfo)
+    monkeypatch.setattr(planning, "CGROUP", most)
+    with pytest.raises(ValueError, match="--memory"):
+        available("cpu")
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\nBuffers: 1 kB\n", encoding="utf-8")
+    assert available("cpu") == 5 * 1024
+    most.write_text("max\n", encoding="utf-8")
+    assert available("cpu") == 5 * 1024
+    most.write_text("100\n", encoding="utf-8")
+    assert available("cpu") == 100
+    assert plan("gpt2", small("gpt2")).limit == 100
+
+
+# --- the command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_prints_it_all_as_json(name, capsys):
+    code, out, error = program(capsys, "plan", name, "--batch", 4, "--device", "cpu", "--memory", 8, "--json")
+    said = json.loads(out)
+    assert (code, error) == (0, "")
+    model = MODELS[name][0].from_preset("tiny")
+    assert said["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (said["fits"], said["limit"], said["checkpointing"]) == (4, 8 * 2**30, False)
+    assert said["memory"].keys() == {"weights", "gradients", "optimizer", "activations", "peak"}
+    assert said["seconds"] > 0
+
+
+def test_the_command_says_it_in_lines(capsys):
+    asked = ["plan", "gpt2", "--batch", 8, "--length", 64, "--device", "cpu", "--memory", 8]
+    code, out, error = program(capsys, *asked, "--micro-batch", 2, "--checkpointing")
+    assert (code, error) == (0, "")
+    for word in ("parameters", "8 rows a step, 2 at once", "GFLOP", "an estimate", "all rows at once fit", "optimizer"):
+        assert word in out
+    small = [*asked[:-1], 0.0001]
+    assert "Not even one row" in program(capsys, *small)[1]
+    peak = memory("gpt2", Asked("tiny", 8, 4, 64))["peak"] / 2**30
+    assert "micro_batch=4 fits" in program(capsys, *asked[:-1], peak)[1]
+
+
+def test_the_command_refuses_what_cannot_be(capsys):
+    asked = ("plan", "gpt2", "--device", "cpu")
+    assert "'huge'" in refused(capsys, *asked, "--preset", "huge")
+    assert "--batch is 0" in refused(capsys, *asked, "--batch", 0)
+    assert "--micro-batch is 9" in refused(capsys, *asked, "--batch", 8, "--micro-batch", 9)
+    assert "--memory is 0.0" in refused(capsys, *asked, "--memory", 0)
+    assert "--length 8" in refused(capsys, "plan", "vit", "--length", 8, "--device", "cpu")
