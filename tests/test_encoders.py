@@ -483,8 +483,8 @@ def test_order_is_kept_and_no_vector_depends_on_the_others(encoder):
     texts = ragged(50)
     found = encoder(texts)
     for text, vector in zip(texts, found):
-        np.testing.assert_allclose(encoder(text), vector, atol=2e-6)
-    np.testing.assert_allclose(encoder(texts[::-1]), found[::-1], atol=2e-6)
+        np.testing.assert_allclose(encoder(text), vector, atol=1e-5)
+    np.testing.assert_allclose(encoder(texts[::-1]), found[::-1], atol=1e-5)
     assert encoder([]).shape == (0, 39)
 
 

@@ -248,7 +248,7 @@ class Embed:
         """What cannot be, whatever the model."""
         if not self.given:
             raise ValueError("There is nothing to embed: pass a text, or with a CLIP a picture.")
-        if not self.query and self._is_index():
+        if self.out is None and not self.query and self._is_index():
             raise ValueError(f"{self.given[0]} holds vectors: pass --query TEXT to look among them.")
         if self.out is None and not self.json and not self.query:
             raise ValueError("There is nowhere to put the vectors: pass --out FILE.npy, or --json.")
