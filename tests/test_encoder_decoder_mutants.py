@@ -172,7 +172,7 @@ MUTANTS = {
     "the target's table for the source": edited(
         model, "encode", "token(source)", "[*self.tokens.values()][-1](source)"
     ),
-    "no bias of the scores": edited(model, "score", "self.unembed(x) + self.bias", "self.unembed(x)"),
+    "no bias of the scores": edited(model, "score", "self.unembed(x, self.bias)", "self.unembed(x)"),
     "tanh GELU": activation("gelu", bricks.gelu_tanh),
     "GELU for swish": activation("silu", bricks.gelu),
     "the encoder's heads in the decoder": edited(

@@ -150,7 +150,7 @@ def mask_upside_down(patch):
 
 
 def untied_head(patch):
-    patch.setattr(bricks.Unembed, "forward", lambda self, x: F.linear(x, self.token.weight.roll(1, 0)))
+    patch.setattr(bricks.Unembed, "forward", lambda self, x, bias=None: F.linear(x, self.token.weight.roll(1, 0), bias))
 
 
 def rows_in_another_order(patch):

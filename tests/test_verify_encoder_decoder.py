@@ -227,7 +227,7 @@ MUTANTS = {
         ONE, edited(bricks.Block, "forward", "source_mask, kv", "'causal', kv"), "decoder.blocks.0.cross",
     ),
     "memory of the same depth": (MBART, same_depth, "decoder.blocks.0.cross"),
-    "no bias of the scores": (BART, page("EncoderDecoder", "score", "if self.bias is None", "if True"), "output"),
+    "no bias of the scores": (BART, page("EncoderDecoder", "score", "x, self.bias", "x"), "output"),
     "rows without padding that see the future": (ONE, page(*FORWARD, *SEES), "without padding"),
     "positions of columns": (ONE, positions_of_columns, "padded on the left"),
     "a cache that forgets": (ONE, test_mutants.cache_forgets, "with a cache"),
