@@ -1,8 +1,8 @@
 """What `benchmarks/bench.py` found, as the README's table and picture, and how far two runs of it agree.
 
-(cd benchmarks/results; python ../report.py onednn-cpu.json --also {,bert-,vision-,clip-}cpu.json \\
+(cd benchmarks/results; python ../report.py onednn-cpu.json --also {bert,vision,clip}-cpu.json \\
     --readme ../../README.md)
-python benchmarks/report.py benchmarks/results/cpu.json --picture benchmarks/results/cpu.svg
+python benchmarks/report.py RESULTS.json --picture benchmarks/results/cpu.svg        # of GPT-2's rows
 python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
 python benchmarks/report.py benchmarks/results/embed-cpu.json --readme README.md     # the sentence about embedding
 python benchmarks/report.py benchmarks/results --readme README.md                    # the table of trainings

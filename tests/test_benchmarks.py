@@ -120,7 +120,7 @@ def test_a_wrong_model_is_refused(tmp_path, monkeypatch):
         harness.in_turns(harness.Row("greedy", "", work=small), str(tmp_path), rounds=1)
 
 
-SPEED = ("onednn-cpu.json", "cpu.json", "bert-cpu.json", "vision-cpu.json", "clip-cpu.json")  # of the README's tables
+SPEED = ("onednn-cpu.json", "bert-cpu.json", "vision-cpu.json", "clip-cpu.json")  # of the README's tables
 RESULTS = {
     "command": "python benchmarks/bench.py",
     "rounds": 7,
