@@ -45,14 +45,15 @@ def measure(model, arguments):
     return found
 
 
-def joined(found, before):
+def joined(found, before, out):
     """The rows found, and those of other names that were found before on the same machine in the same way."""
     for name in ("rounds", "quick", "device", "linears", "versions"):
         if _name(before, name) != _name(found, name):
             raise SystemExit(f"--join: {name} was {_name(before, name)!r} and is {_name(found, name)!r}.")
     new = {(row["model"], row["row"]) for row in found["rows"]}
     rows = [row for row in before["rows"] if (row["model"], row["row"]) not in new] + found["rows"]
-    return {**found, "rows": sorted(rows, key=lambda row: MODELS.index(row["model"]))}
+    command = f"python benchmarks/bench.py --models MODEL --join --out {out}"
+    return {**found, "command": command, "rows": sorted(rows, key=lambda row: MODELS.index(row["model"]))}
 
 
 def _name(results, name):
@@ -86,7 +87,7 @@ def main():
         "rows": [row for model in arguments.models for row in measure(model, arguments)],
     }
     if arguments.join and arguments.out.exists():
-        results = joined(results, json.loads(arguments.out.read_text(encoding="utf-8")))
+        results = joined(results, json.loads(arguments.out.read_text(encoding="utf-8")), arguments.out)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"Written to {arguments.out}.")

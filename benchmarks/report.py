@@ -2,7 +2,7 @@
 
 (cd benchmarks/results; python ../report.py onednn-cpu.json --also {bert,vision,clip}-cpu.json \\
     --readme ../../README.md)
-python benchmarks/report.py RESULTS.json --picture benchmarks/results/cpu.svg        # of GPT-2's rows
+(cd benchmarks/results; python ../report.py onednn-cpu.json --model gpt2 --picture cpu.svg)
 python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
 python benchmarks/report.py benchmarks/results/embed-cpu.json --readme README.md     # the sentence about embedding
 python benchmarks/report.py benchmarks/results --readme README.md                    # the table of trainings
@@ -176,12 +176,12 @@ def replaced(text, name, body):
     return text.replace(found[0], begin + body + end)
 
 
-def picture(results, path):
-    """The ratios as bars; a dot is the median. Equal results give equal files."""
+def picture(results, path, model=None):
+    """The ratios as bars, of one model alone where it is named; dots are medians. Equal results give equal files."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = results["rows"]
+    rows = [row for row in results["rows"] if model in (None, row["model"])]
     with matplotlib.rc_context({"svg.hashsalt": "scratchformers", "svg.fonttype": "path"}):
         figure = Figure(figsize=(7, 1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -230,6 +230,7 @@ def main():
     parser.add_argument("--also", type=Path, nargs="+", help="runs whose tables stand below the first's")
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--model", help="the only one whose rows are in the picture")
     parser.add_argument("--agree", type=Path, help="another run: exit 1 where a ratio differs by more than 15 %%")
     arguments = parser.parse_args()
     if arguments.also:
@@ -252,7 +253,7 @@ def main():
     if arguments.readme:
         write(arguments.readme, "speed", table(results))
     if arguments.picture:
-        picture(results, arguments.picture)
+        picture(results, arguments.picture, arguments.model)
     if not (arguments.readme or arguments.picture):
         print(table(results))
 

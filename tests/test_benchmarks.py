@@ -148,6 +148,12 @@ def test_the_report(tmp_path):
         report.replaced("nothing", "speed", table)
     for name in ("a.svg", "b.svg"):
         report.picture(RESULTS, tmp_path / name)
+    report.picture(
+        {**RESULTS, "rows": [*RESULTS["rows"], {"model": "b", "row": "r", "best": 9, "median": 9}]},
+        tmp_path / "c.svg",
+        "gpt2",
+    )
+    assert (tmp_path / "c.svg").read_bytes() == (tmp_path / "a.svg").read_bytes()
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -155,12 +161,12 @@ def test_a_model_at_a_time():
     """Rows join those of other models that the same machine gave before, and nothing else does."""
     before = {**RESULTS, "quick": False, "linears": "torch"}
     found = {**before, "rows": [{"model": "bert", "row": "import", "best": 2.0}]}
-    assert [row["model"] for row in bench.joined(found, before)["rows"]] == ["gpt2", "bert"]
+    assert [row["model"] for row in bench.joined(found, before, "x.json")["rows"]] == ["gpt2", "bert"]
     again = {**before, "rows": [{"model": "gpt2", "row": "greedy", "best": 3.0}]}
-    assert bench.joined(again, bench.joined(found, before))["rows"][0]["best"] == 3.0
+    assert bench.joined(again, bench.joined(found, before, "x.json"), "x.json")["rows"][0]["best"] == 3.0
     for changed in ({"rounds": 3}, {"linears": "oneDNN"}, {"machine": {**before["machine"], "device": "b"}}):
         with pytest.raises(SystemExit, match="--join"):
-            bench.joined({**found, **changed}, before)
+            bench.joined({**found, **changed}, before, "x.json")
 
 
 def test_how_far_two_runs_are_apart():

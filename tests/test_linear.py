@@ -9,16 +9,14 @@ from torch.func import functional_call, grad, jvp, vmap
 from scratchformers import linear as ours
 from scratchformers.linear import Linear, linear
 
-BY_ONEDNN = torch.backends.mkldnn.is_available()
 OF_JIT = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-needs_onednn = pytest.mark.skipif(not BY_ONEDNN, reason="this torch carries no oneDNN")
 
 
 @pytest.fixture
 def products(monkeypatch):
     """What oneDNN was asked to multiply, by shape; it is asked wherever it can be."""
     seen, real = [], ours._product
-    monkeypatch.setattr(ours, "ONEDNN", BY_ONEDNN)
+    monkeypatch.setattr(ours, "ONEDNN", True)
     monkeypatch.setattr(ours, "_product", lambda x, w, b: (seen.append((*x.shape, len(w))), real(x, w, b))[1])
     return seen
 
@@ -34,7 +32,6 @@ def close(a, b):
 SHAPES = [((8, 40, 64), 128), ((4, 2, 512), 512), ((300, 96), 128), ((2, 3, 50, 96), 256), ((1, 512), 4096)]
 
 
-@needs_onednn
 @pytest.mark.parametrize(("shape", "out"), SHAPES)
 @pytest.mark.parametrize("biased", [True, False])
 def test_values_and_gradients_are_torchs(products, shape, out, biased):
@@ -52,7 +49,6 @@ def test_values_and_gradients_are_torchs(products, shape, out, biased):
     assert products == [(*shape, out), (*shape[:-1], out, shape[-1]), (out, rows, shape[-1])]
 
 
-@needs_onednn
 def test_a_gradient_that_is_one_number_for_all(products):
     """As `sum` gives it: a tensor without a stride."""
     x, weight, bias = drawn(64, 200, requires_grad=True), drawn(300, 200, requires_grad=True), drawn(300)
@@ -62,7 +58,6 @@ def test_a_gradient_that_is_one_number_for_all(products):
     assert len(products) == 3
 
 
-@needs_onednn
 @pytest.mark.parametrize("learns", [(True, False, False), (False, True, False), (False, False, True)])
 def test_only_what_learns_is_computed(products, learns):
     parts = [part.requires_grad_(yes) for part, yes in zip((drawn(64, 200), drawn(300, 200), drawn(300)), learns)]
@@ -71,7 +66,6 @@ def test_only_what_learns_is_computed(products, learns):
     assert len(products) == (1 if learns[2] else 2)
 
 
-@needs_onednn
 def test_only_what_gradients_need_is_kept(products):
     """As torch does: of a frozen weight's layer the input may be changed, and its memory be freed."""
     x, weight, bias = drawn(64, 200, requires_grad=True), drawn(300, 200), drawn(300)
@@ -103,7 +97,6 @@ def test_a_tensor_of_another_kind_is_its_own(products):
 
 
 @OF_JIT
-@needs_onednn
 def test_derivatives_forward_are_torchs(products):
     """What is frozen has them too."""
     x, weight, bias = drawn(64, 200), drawn(300, 200), drawn(300)
@@ -115,7 +108,6 @@ def test_derivatives_forward_are_torchs(products):
     assert not products
 
 
-@needs_onednn
 def test_many_at_once(products):
     x, weights = drawn(3, 64, 200), drawn(3, 300, 200)
     close(vmap(linear)(x, weights), torch.einsum("nbi,noi->nbo", x, weights))
@@ -139,14 +131,12 @@ def test_shapes_that_torch_takes_are_torchs(products, x, weight, bias):
 
 @OF_JIT
 @pytest.mark.unhooked
-@needs_onednn
 def test_traced_it_is_torchs(products):
     layer, x = Linear(200, 300), drawn(64, 200)
     assert "aten::linear" in str(torch.jit.trace(layer, x, check_trace=False).graph)
     assert not products
 
 
-@needs_onednn
 def test_gradients_have_gradients(products):
     x, weight = drawn(64, 200, requires_grad=True), drawn(300, 200, requires_grad=True)
 
@@ -157,7 +147,6 @@ def test_gradients_have_gradients(products):
     close(penalty(linear), penalty(F.linear))
 
 
-@needs_onednn
 @pytest.mark.parametrize(
     "see", [lambda x: x.mT, lambda x: x.flip(0), lambda x: x[:, ::2], lambda x: x.expand(3, -1, -1)]
 )
@@ -169,7 +158,6 @@ def test_views_are_read_as_they_are(products, see):
     assert len(products) == 2
 
 
-@needs_onednn
 def test_rows_out_of_longer_ones_are_read_as_they_are(products):
     x, weight = drawn(8, 3, 512)[:, -1:], drawn(512, 512)
     close(linear(x, weight), F.linear(x, weight))
@@ -217,7 +205,6 @@ def test_errors_are_errors(products, x, weight, bias):
         linear(x, weight, bias)
 
 
-@needs_onednn
 def test_functional_gradients(products):
     layer, x = Linear(200, 300), drawn(64, 200)
     weights = dict(layer.named_parameters())
@@ -228,7 +215,6 @@ def test_functional_gradients(products):
 
 
 @pytest.mark.unhooked
-@needs_onednn
 def test_compiled_it_is_torchs(products):
     layer, x = nn.Sequential(Linear(200, 300), Linear(300, 100)), drawn(64, 200)
     close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
@@ -245,7 +231,6 @@ def test_compiled_it_is_torchs(products):
         ("0", "vendor_id : AuthenticAMD", "AVX512", False),
     ],
 )
-@needs_onednn
 def test_who_gets_it(monkeypatch, tmp_path, wish, processor, capability, chosen):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{processor}\n")
     monkeypatch.setattr(ours, "DESCRIBED", tmp_path / "cpuinfo")

@@ -593,6 +593,7 @@ def test_too_little_memory_is_a_sentence_that_proposes_a_micro_batch(capsys, dat
 
 
 def test_a_single_row_that_is_too_much_asks_for_less_of_it():
+    assert not faults.is_of_memory(RuntimeError("a storage that was allocated elsewhere")), "another error stays itself"
     assert "for a single row: choose a smaller length" in faults.less_memory(1)
 
 

@@ -32,7 +32,7 @@ def _amd() -> bool:
 
 
 def _chosen() -> bool:
-    """oneDNN is there, and asked for or known to be faster: measured on AMD's processors with AVX-512 (Zen 5)."""
+    """oneDNN is there, and asked for or known to be faster: measured on one of AMD's with AVX-512 (Zen 5)."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     wish = os.environ.get(CHOICE)

@@ -65,7 +65,7 @@ def is_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had, as each library has it."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("alloc" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
     )
 
 
