@@ -40,6 +40,7 @@ from scratchformers.training.contrastive import (
 )
 from scratchformers.training.loop import Arithmetic, evaluate, freeze, make_optimizer
 from scratchformers.training.pictures import read_pictures
+from scratchformers.training.processes import Shared
 from scratchformers.training.recipes import RECIPES
 from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
@@ -251,6 +252,10 @@ class Held:
         self.x = x
 
 
+def plainly(task):
+    return Arithmetic(CPU, "off", torch.amp.GradScaler("cpu", enabled=False), Shared(task.model))
+
+
 @pytest.mark.parametrize("frozen", [(), ("image",), ("text",), ("encoder",)])
 def test_a_task_learns_from_micro_batches_as_from_one(data, tmp_path, frozen):
     grads, losses = [], []
@@ -261,7 +266,7 @@ def test_a_task_learns_from_micro_batches_as_from_one(data, tmp_path, frozen):
         examples = [(0, i) for i in range(8)]
         batches = [task.batch(examples[sum(sizes[:i]) :][:size]) for i, size in enumerate(sizes)]
         batches = [{k: v.double() if v.is_floating_point() else v for k, v in batch.items()} for batch in batches]
-        losses.append(task.learn(batches, Arithmetic(CPU, "off", torch.amp.GradScaler("cpu", enabled=False))))
+        losses.append(task.learn(batches, plainly(task)))
         grads.append({name: p.grad for name, p in task.model.named_parameters() if p.grad is not None})
         learning = {name for name, p in task.model.named_parameters() if p.requires_grad}
         assert {name for name, grad in grads[-1].items() if grad.abs().max() > 0} == learning
@@ -277,7 +282,7 @@ def test_every_parameter_gets_a_gradient(data, tmp_path, micro, autocast):
     examples = [(0, i) for i in range(12)]
     batches = [task.batch(examples[i : i + (micro or 12)]) for i in range(0, 12, micro or 12)]
     scaler = torch.amp.GradScaler("cpu", enabled=autocast == "fp16")
-    task.learn(batches, Arithmetic(CPU, autocast, scaler))
+    task.learn(batches, Arithmetic(CPU, autocast, scaler, Shared(task.model)))
     for name, parameter in task.model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == parameter.dtype == torch.float32
@@ -561,7 +566,7 @@ def test_captions_that_stand_with_several_pictures_are_counted(data, tmp_path):
     assert any("captions stand with several pictures" in line for line in said)
     task, examples = run.task, [(0, i) for i in range(24)]
     batch = task.batch(examples)
-    task.learn([batch], Arithmetic(CPU, "off", torch.amp.GradScaler("cpu", enabled=False)))
+    task.learn([batch], plainly(task))
     captions = [{*task.table[int(row)].tolist()} for row in batch["rows"]]
     expected = sum(sum(int(text) in each for each in captions) > 1 for text in batch["texts"])
     assert task.stepped()["duplicates"] == expected > 0

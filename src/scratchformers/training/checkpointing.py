@@ -19,11 +19,16 @@ KERNELS = {  # which of them attention may choose, by torch's own switches
 }
 
 
-def checkpoint_blocks(model: nn.Module) -> int:
-    """From now on every module in a list called `blocks` does so, wherever gradients are computed; returns how many
-    there are. Names in the state dict stay, and what is random is drawn alike both times."""
+def blocks_of(model: nn.Module) -> list[Any]:
+    """Every module in a list called `blocks`."""
     lists = [each for module in model.modules() if isinstance(each := getattr(module, "blocks", None), nn.ModuleList)]
-    blocks: list[Any] = [block for each in lists for block in each]
+    return [block for each in lists for block in each]
+
+
+def checkpoint_blocks(model: nn.Module) -> int:
+    """From now on every block does so, wherever gradients are computed; returns how many there are. Names in the state
+    dict stay, and what is random is drawn alike both times."""
+    blocks = blocks_of(model)
     for block in blocks:
         block.forward = partial(_again, block.forward)
     return len(blocks)

@@ -23,6 +23,7 @@ from scratchformers.heads import unit
 from scratchformers.images import Preprocess
 from scratchformers.models.clip import CLIP, CLIPConfig
 from scratchformers.text import TextTokenizer, check_fits, padded
+from scratchformers.training import processes
 from scratchformers.training.data import generator
 from scratchformers.training.loop import Arithmetic, Batch
 from scratchformers.training.pairs import TEMPLATE, Lines, Pairs, mentioned, prompts_of, read_pairs, split_pairs
@@ -108,8 +109,7 @@ class _Gather(torch.autograd.Function):
 
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes, in their order, as many from each, with their gradients; without processes, `x`."""
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    return x if alone else _Gather.apply(x)
+    return x if processes.count() == 1 else _Gather.apply(x)
 
 
 def contrastive_loss(
@@ -316,18 +316,19 @@ class Contrastive(OnPictures):
     def learn(self, batches: Sequence[Batch], arithmetic: Arithmetic) -> float:
         """Several batches are one, of which each caption is told from all others."""
         rows, texts = (torch.cat([batch[name] for batch in batches]).to(self.device) for name in ("rows", "texts"))
-        self.duplicates = int((self.fits(rows, texts).sum(0) > 1).sum())
+        self.duplicates = int((self.fits(gather(rows), gather(texts)).sum(0) > 1).sum())
         if len(batches) == 1:
             return super().learn(batches, arithmetic)
 
         def features(encode: Callable[..., Tensor], name: str, batch: Batch) -> Tensor:
             with arithmetic.cast():
-                return encode(self.model, arithmetic.put({name: batch[name]})[name])
+                return arithmetic.shared(encode, arithmetic.put({name: batch[name]})[name], last=False)
 
         kinds = {"images": self.image, "ids": self.text}
         parts = [[partial(features, encode, name, batch) for batch in batches] for name, encode in kinds.items()]
         cost = partial(self._cost, rows=rows, texts=texts)
-        return float(learn_cached(parts, cost, arithmetic.backward, self.device))
+        loss = learn_cached(parts, cost, arithmetic.backward, self.device)
+        return processes.total(float(loss)) / processes.count()
 
     def stepped(self) -> Mapping[str, float]:
         scale = self.model.scale

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scratchformers.checkpoints import files
+from scratchformers.training import processes
 
 WHOLE = 2**26  # bytes of a batch that is written down with its tensors; of a larger one only the rows
 RECENT, LEAST = 50, 20  # losses from which the next one should not be far; with fewer there is nothing to say
@@ -19,7 +20,7 @@ ROLLBACKS = 3  # to the same checkpoint
 
 def is_finite(model: nn.Module) -> bool:
     """Whether all weights are numbers: otherwise no other batch will help."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    return all(bool(torch.isfinite(processes.local(parameter)).all()) for parameter in model.parameters())
 
 
 def write_down(
@@ -69,9 +70,11 @@ def is_of_memory(error: BaseException) -> bool:
     )
 
 
-def less_memory(rows: int) -> str:
-    """What to do where so many rows at once are too many."""
+def less_memory(rows: int, fitting: int | None = None) -> str:
+    """What to do where so many rows at once are too many: of what a plan says is `fitting`, or of half as many."""
     if rows < 2:
         return "There is not enough memory for a single row: choose a smaller length (--set length=...) or model."
-    how = f"--set micro_batch={math.ceil(rows / 2)}, also with --resume, takes about half, for the same result"
+    half = math.ceil(rows / 2)
+    fewer, why = (half, "takes about half") if fitting is None else (min(half, fitting), "is what the plan says fits")
+    how = f"--set micro_batch={fewer}, also with --resume, {why}, for the same result"
     return f"There is not enough memory for {rows} rows at once: {how}; or choose a smaller length or model."

@@ -14,14 +14,18 @@ TIMES = ("seconds", "waited")  # in which two runs that do the same differ
 
 
 class Log:
-    """Appends whole lines. Opened at a step, it forgets what was logged after it, and a line that was torn."""
+    """Appends whole lines. Opened at a step, it forgets what was logged after it, and a line that was torn. One that is
+    not `kept`, of another process than the first, writes nothing."""
 
-    def __init__(self, path: Path, *, after: int = 0):
-        self.path = path
+    def __init__(self, path: Path, *, after: int = 0, kept: bool = True):
+        self.path, self._kept = path, kept
         self._open(after)
 
     def _open(self, after: int) -> None:
         path = self.path
+        if not self._kept:
+            self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return
         records = [record for record in read(path) if record["step"] <= after] if after else []
         text = "".join(map(_line, records))
         write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
@@ -33,7 +37,8 @@ class Log:
 
     def sync(self) -> None:
         """On disk, before a checkpoint says that these steps are done."""
-        os.fsync(self._file.fileno())
+        if self._kept:
+            os.fsync(self._file.fileno())
 
     def cut(self, after: int) -> None:
         """Forgets what was logged after a step."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scratchformers import lora
 from scratchformers.checkpoints.files import write_atomically
 from scratchformers.generate import evaluating
-from scratchformers.training import faults, state
+from scratchformers.training import faults, processes, state
 from scratchformers.training.checkpointing import checkpoint_blocks
 from scratchformers.training.compiling import Compiled
 from scratchformers.training.data import Sampler
@@ -62,6 +62,7 @@ class Settings:
     autocast: str = "off"  # off, bf16, fp16
     checkpointing: bool = False  # blocks compute their activations twice, and hold a part of them: less memory
     compile: bool = False  # by torch.compile, for learning
+    shard: bool = False  # over many processes: each holds a part of weights, gradients and the optimiser's state
     threads: int = 0  # 0 means every core, at most 8
     workers: int = 0  # threads that read and decode examples; 0: as many as `threads`
 
@@ -93,6 +94,8 @@ class Arithmetic:
     device: torch.device
     autocast: str
     scaler: torch.amp.GradScaler
+    shared: processes.Shared
+    idle: int = 0  # of the batches of a step, the last ones, which only keep step with those of other processes
 
     def put(self, batch: Batch) -> Batch:
         return _to(batch, self.device)
@@ -137,15 +140,18 @@ class Task(ABC):
         """Summed over the targets, so that micro-batches of unequal length weigh what they hold."""
 
     def learn(self, batches: Sequence[Batch], arithmetic: Arithmetic) -> float:
-        """The mean loss over all targets of a step, whose gradient is added to the parameters'. Each of the batches is
-        computed by itself."""
-        targets, loss = sum(map(self.targets, batches)), 0.0
-        for batch in batches:
+        """The mean loss over all targets of a step, of all processes, whose gradient is added to the parameters'. Each
+        of the batches is computed by itself."""
+        own, loss = len(batches) - arithmetic.idle, 0.0
+        targets = processes.total(sum(map(self.targets, batches[:own])))
+        for i, batch in enumerate(batches, 1):
             with arithmetic.cast():
-                part = self.loss(self.model, arithmetic.put(batch)) / targets
+                part = arithmetic.shared(self.loss, arithmetic.put(batch), last=i == len(batches))
+                # Gradients are averaged over processes, and should be summed.
+                part = part * (processes.count() if i <= own else 0) / targets
             arithmetic.backward(part)
             loss += float(part.detach())
-        return loss
+        return processes.total(loss) / processes.count()
 
     def stepped(self) -> Mapping[str, float]:
         """After a step: brings back what must stay within bounds, and says what there is to log of it."""
@@ -210,8 +216,10 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
         same = {"factor": factor, "parts": part}
         groups += [
             {"params": [p for p in some if p.ndim >= 2], "weight_decay": settings.weight_decay, **same},
-            {"params": [p for p in some if p.ndim < 2], "weight_decay": 0.0, **same},
+            {"params": [p for p in some if p.ndim == 1], "weight_decay": 0.0, **same},
         ]
+        if scalars := [p for p in some if not p.ndim]:  # which lie in no parts where others do
+            groups.append({"params": scalars, "weight_decay": 0.0, **same})
     if settings.optimizer == "muon" and not any(group["parts"] for group in groups):
         raise ValueError("optimizer is muon, and no matrix within a block learns whole: leave it out, for adamw.")
     kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
@@ -288,15 +296,23 @@ class Average:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the model has the average for its weights. Memory is exchanged, nothing is copied."""
+        """Within it the model has the average for its weights. Memory is exchanged, nothing is copied, but for weights
+        that lie in parts, which are gathered from where they are."""
+        parted = {name for name, value in self.values.items() if processes.is_parted(value)}
         plain = {name: value.data for name, value in self._weights.items()}
+        plain |= {name: plain[name].clone() for name in parted}
         try:
-            for name, value in self.values.items():
-                self._weights[name].data = value
+            self._put(self.values, parted)
             yield
         finally:
-            for name, value in plain.items():
-                self._weights[name].data = value
+            self._put(plain, parted)
+
+    def _put(self, values: Mapping[str, Tensor], parted: set[str]) -> None:
+        for name in self.values:
+            if name in parted:
+                self._weights[name].data.copy_(values[name])
+            else:
+                self._weights[name].data = values[name]
 
 
 @torch.no_grad()
@@ -342,6 +358,7 @@ class Run:
         self.task, self.settings, self.folder, self.title = task, settings, folder, title
         self.base = base  # what adapters belong to
         self.device = next(task.model.parameters()).device
+        self.shared = processes.Shared(task.model, parts=settings.shard)
         self.optimizer = make_optimizer(task.model, settings)
         self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
@@ -350,7 +367,7 @@ class Run:
             checkpoint_blocks(task.model)
         self.compiled = Compiled(task.model) if settings.compile else None
         self.at_once = 0  # rows that the last step computed at once
-        self.stopping = False
+        self.stopping, self.asked_to_stop = False, False  # as all processes know, and as this one was told
         self.step, self.saved, self.best_at = 0, 0, 0  # steps: the last one, that of the last and the best checkpoint
         self.best = math.inf  # the best figure so far; an accuracy is turned round, so that less is better
         self.skipped, self.rolled = 0, 0  # steps in a row; times in a row that the run went back to one checkpoint
@@ -377,7 +394,7 @@ class Run:
     def stop(self) -> None:
         """The run saves and ends after the step it is at, and after its evaluation where one is due, so that going on
         with it gives what it would have given. May be called from a signal's handler."""
-        self.stopping = True
+        self.asked_to_stop = True
 
     def begin_epoch(self) -> None:
         """Where the data is no longer what it was, and the place in it says nothing."""
@@ -385,8 +402,8 @@ class Run:
             self.sampler.restore({"epoch": self.sampler.state()["epoch"] + 1, "seen": 0})
             self._save()
 
-    def _restore(self, rest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        state.restore(tensors, self.task.model, self.optimizer, average=self.average.values)
+    def _restore(self, rest: dict[str, Any], checkpoint: Path) -> None:
+        state.restore(checkpoint, self.task.model, self.optimizer, average=self.average.values)
         self.step, self.best = rest["step"], math.inf if rest["best"] is None else rest["best"]
         self.saved = self.step
         self.best_at, self.skipped, self.rolled = (rest.get(name, 0) for name in ("best_at", "skipped", "rolled"))
@@ -409,6 +426,8 @@ class Run:
         }
         state.save(self.checkpoints, self.step, self.task.model, self.optimizer, rest, average=self.average.values)
         self.saved = self.step
+        if not processes.leads():
+            return
         done = [step for step in state.steps(self.checkpoints) if step <= self.step]  # a later one was damaged
         kept = {*done[-self.settings.keep :], *([self.best_at] if self.settings.keep_best else [])}
         if self.settings.spike:
@@ -417,9 +436,11 @@ class Run:
 
     def __iter__(self) -> Iterator[Record]:
         with faults.writing(self.folder, self.saved):
-            log = Log(self.folder / "log.jsonl", after=self.step)
+            log = Log(self.folder / "log.jsonl", after=self.step, kept=processes.leads())
+        processes.wait()
         try:
             self._look_back(log)
+            self.stopping = processes.any_of(self.asked_to_stop)
             while not (self.finished or self.stopping):
                 self.step += 1
                 yield from self._next(log)
@@ -436,12 +457,14 @@ class Run:
         if "rolled_back" in record:
             return
         if self.finished or self.step % self.settings.eval_every == 0:
-            with self.average.in_place():
-                record = self._evaluate()
+            with self.average.in_place(), self.shared.whole():
+                found = (self._evaluate(), self.best, self.best_at) if processes.leads() else None
+            record, self.best, self.best_at = processes.from_first(found)
             best = record["best"] and self.settings.keep_best
             self._write(log, record)
             self._draw(log.path)
             yield record
+        self.stopping = processes.any_of(self.asked_to_stop)
         if self.finished or self.stopping or best or self.step % self.settings.save_every == 0:
             with faults.writing(self.folder, self.saved):
                 log.sync()
@@ -476,8 +499,10 @@ class Run:
         self.sampler.restore(data)
         self.rolled = rolled
         with faults.writing(self.folder, self.saved):
-            state.remove_all_but(self.checkpoints, range(self.step + 1))
+            if processes.leads():
+                state.remove_all_but(self.checkpoints, range(self.step + 1))
             log.cut(self.step)
+        processes.wait()
         self._look_back(log)
         said = {"rolled_back": rolled, "from_step": record["step"], "rose_to": record["loss"]}
         return {"step": self.step + 1, **said}
@@ -491,15 +516,18 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, settings) * group["factor"]
         examples = self.sampler.take(self.size)
-        size = settings.micro_batch or len(examples)
-        batches = [task.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+        processes.draw_anew(settings.seed, self.step)
+        parts, idle = processes.share(examples, settings.micro_batch, processes.rank())
+        batches = [task.batch(part) for part in parts]
         waited = time.perf_counter() - began
         if not self.finished:
-            task.expect(self.sampler.peek(self.size))
-        self.at_once = min(size, len(examples))
-        loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler))
+            coming, _ = processes.share(self.sampler.peek(self.size), 0, processes.rank())
+            task.expect(coming[0])
+        self.at_once = len(parts[0])
+        loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler, self.shared, idle))
+        self.shared.finish()
         self.scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip or math.inf))
+        norm = self.shared.clip(settings.clip or math.inf)
         # fp16 skips a step whose gradient overflows, and scales less from then on, which is no fault while it can.
         overflows = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         if math.isfinite(loss) and (overflows or math.isfinite(norm)):
@@ -509,7 +537,8 @@ class Run:
             found = self._skip(f"the loss is {loss} and its gradient {norm}", examples, batches)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        noted, targets = task.stepped(), sum(map(task.targets, batches))
+        noted = task.stepped()
+        targets = processes.total(sum(map(task.targets, batches[: len(batches) - idle])))
         if not self.skipped:
             self.average.update(self.step)
         record = {"step": self.step, **found, "lr": learning_rate(self.step, settings), "targets": targets}
@@ -522,8 +551,8 @@ class Run:
         """Of a step that changes nothing, for its loss or gradient is no number: its batch is written down. ValueError
         after `nan_limit` of them in a row, and at once where the weights are no numbers either."""
         with faults.writing(self.folder, self.saved):
-            path = faults.write_down(self.folder / "faults", self.step, examples, batches, why)
-        lost = not faults.is_finite(self.task.model)
+            path = self._written_down(why, examples, batches)
+        lost = processes.any_of(not faults.is_finite(self.task.model))
         if lost or self.skipped >= self.settings.nan_limit:
             before = f", as in the {self.skipped} steps before" if self.skipped else ""
             lost_too = ", for the weights are no numbers either" if lost else ""
@@ -532,6 +561,16 @@ class Run:
             )
         self.skipped += 1
         return {"skipped": self.skipped, "why": why, "batch": str(path.relative_to(self.folder))}
+
+    def _written_down(self, why: str, examples: Sequence[tuple[int, int]], batches: Sequence[Batch]) -> Path:
+        """Where the first process wrote it, with what the others read as well."""
+        path = None
+        if processes.leads():
+            for number in range(1, processes.count()):
+                parts, idle = processes.share(examples, self.settings.micro_batch, number)
+                batches = [*batches, *map(self.task.batch, parts[: len(parts) - idle])]
+            path = faults.write_down(self.folder / "faults", self.step, examples, batches, why)
+        return processes.from_first(path)
 
     def _evaluate(self) -> Record:
         """Validation loss, a sample and a picture; the model is saved if it is the best so far, or the last and none
@@ -560,5 +599,7 @@ class Run:
             lora.save(model, self.folder / "adapter", base=self.base)
 
     def _draw(self, log: Path) -> None:
+        if not processes.leads():
+            return
         with faults.writing(self.folder, self.saved):
             draw(log, self.folder / "loss.png", trivial=self.task.trivial, unit=self.task.unit, title=self.title)

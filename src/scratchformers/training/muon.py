@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scratchformers.training import processes
+
 MOMENTUM, ITERATIONS, LEAST = 0.95, 5, 1e-7
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic: steepest at 0, so that few iterations do
 SCALE = 0.2  # root mean square of an update as AdamW's are (Liu et al. 2025, section 2.2): both learn at one rate
@@ -54,7 +56,8 @@ class Muon(torch.optim.AdamW):
     def _move(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         momentum = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - MOMENTUM)
-        ahead = grad.lerp(momentum, MOMENTUM).unflatten(0, (group["parts"], -1))  # Nesterov's
+        ahead = processes.whole(grad.lerp(momentum, MOMENTUM)).unflatten(0, (group["parts"], -1))  # Nesterov's
         size = SCALE * max(ahead.shape[1:]) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(orthogonal(ahead).flatten(0, 1), alpha=-group["lr"] * size)
+        update = processes.parted_like(parameter, orthogonal(ahead).flatten(0, 1))
+        processes.local(parameter).add_(update, alpha=-group["lr"] * size)

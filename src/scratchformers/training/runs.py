@@ -11,6 +11,7 @@ import torch
 from scratchformers import __version__, lora
 from scratchformers.checkpoints import files
 from scratchformers.checkpoints.vision import as_config
+from scratchformers.training import packing, processes
 from scratchformers.training.documents import HUB, hub_parts
 from scratchformers.training.faults import check_writable
 from scratchformers.training.loop import Run, Settings, Task, freeze, share_that_learns
@@ -33,9 +34,10 @@ ADDED = (
     "checkpointing",
     "compile",
     "optimizer",
+    "shard",
 )
 # Settings that may be others when a run is resumed: of how it is computed and kept, not of what it learns.
-FREE = ("keep", "keep_best", "micro_batch", "nan_limit", "spike", "workers")
+FREE = ("keep", "keep_best", "micro_batch", "nan_limit", "shard", "spike", "workers")
 CHANGING = ("data", "valid")  # what a run reads and may read changed, when told
 
 
@@ -47,6 +49,7 @@ def open_run(request: Request, *, resume: bool = False, changed_data: bool = Fal
     """
     check_writable(request.out)
     saved = _saved(request.out, resume=resume)
+    processes.wait()  # nothing is there yet of what the first one will write
     recipe = recipe_of(request.recipe, request.task) if saved is None else recipe_of(saved["recipe"], saved["task"])
     if resume and saved is None and request.data is None:
         raise FileNotFoundError(f"{request.out} holds no run to resume: check --out, or pass --data to begin one.")
@@ -56,12 +59,14 @@ def open_run(request: Request, *, resume: bool = False, changed_data: bool = Fal
         free = {name: value for name, value in parse(_of_task(request, saved)).items() if name in FREE}
         request = _same_request(request, saved)
         settings, fields = recipe.settings(**{**saved["settings"], **free}), saved["model"]
-    threads = settings.threads or request.threads or torch.get_num_threads()
+    same = saved is None or saved.get("processes", 1) == processes.count()  # else a process has another share of cores
+    threads = (settings.threads if same else 0) or request.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     keep_freed_memory()
     settings = dataclasses.replace(settings, threads=threads)
     fields = {name: as_config(value) for name, value in fields.items()}
-    task, data, said = recipe.prepare(request, settings, fields)
+    with processes.first():
+        task, data, said = recipe.prepare(request, settings, fields)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())  # adapters are merged in the end
     if request.lora:
         lora.add(task.model, **lora.read(request.lora))
@@ -69,14 +74,14 @@ def open_run(request: Request, *, resume: bool = False, changed_data: bool = Fal
     said = [*said, *freeze(task.model, request.freeze, head=task.head)]
     facts = _facts(request, recipe, task, settings) | {**data, "parameters": parameters}
     others = _others(facts, saved, request.out, told=changed_data)
-    if saved is not None:
+    if saved is not None and processes.leads():
         files.remove_temporary(request.out)
     title = f"{request.recipe} on {Path(str(request.data)).name}"
     run = Run(task, settings, request.out, resume=resume, title=title, base=_absolute(request.source))
     if others:
         run.begin_epoch()
         said = [*said, f"The {' and '.join(others)} changed since the run began: an epoch of what is there now begins."]
-    if (now := _amended(saved, facts, others, run.step)) != saved:
+    if (now := _amended(saved, facts, others, run.step)) != saved and processes.leads():
         files.write_json(request.out / "config.json", now)
     return run, said + (_notes(run, saved, facts) if resume else [])
 
@@ -95,6 +100,7 @@ def _facts(request: Request, recipe: Recipe, task: Task, settings: Settings) -> 
         "settings": dataclasses.asdict(settings),
         "model": dataclasses.asdict(task.model.config),
         "device": request.device,
+        "processes": processes.count(),
         "versions": {"scratchformers": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     labels = getattr(getattr(task.model, "head", None), "labels", None)
@@ -142,9 +148,11 @@ def _notes(run: Run, saved: Mapping[str, Any] | None, facts: Mapping[str, Any]) 
     if saved is not None and saved["settings"]["micro_batch"] != run.settings.micro_batch:
         was = saved["settings"]["micro_batch"]
         notes.append(f"micro_batch is {run.settings.micro_batch}, not {was}: losses may differ in the last digits.")
-    for name in ("device", "versions"):
-        if saved is not None and saved[name] != facts[name]:
-            notes.append(f"Begun with {saved[name]}, resumed with {facts[name]}: losses may differ in the last digits.")
+    for name in ("device", "versions", "processes"):
+        was, now = (each.get(name, 1) for each in (saved or facts, facts))
+        if was != now:
+            what = "" if name != "processes" else " processes"
+            notes.append(f"Begun with {was}{what}, resumed with {now}: losses may differ in the last digits.")
     return notes
 
 
@@ -160,9 +168,14 @@ def _saved(folder: Path, *, resume: bool) -> dict[str, Any] | None:
                 f"{folder} holds another run: choose another --out, pass --resume to go on with it, or delete it."
             )
         return _checked(saved, path)
-    if folder.is_dir() and any(not (p.name.startswith(".") and p.name.endswith(".tmp")) for p in folder.iterdir()):
+    if folder.is_dir() and any(not (_is_hidden(p.name) or p.name == packing.FOLDER) for p in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run: choose another --out.")
     return None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether it is what a killed process left half written."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def _checked(saved: dict[str, Any], path: Path) -> dict[str, Any]:
