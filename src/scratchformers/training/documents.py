@@ -1,45 +1,66 @@
 """The texts a user points at: a text file, JSON lines, a folder of both, or a data set of the Hugging Face hub.
 
-Each is a document. They are read anew whenever they are gone through, so that only one is in memory at a time.
+Each is a document. They are read anew whenever they are gone through, a text file piece by piece, so that of a long one
+no more than a piece is in memory.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from io import TextIOWrapper
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+READ = 1 << 20  # characters of a text file read at once
 HUB = "hf:"
 HUB_FORM = "hf:NAME[,config=...][,split=train][,column=text]"
 
 
+Piece = tuple[int, str]  # of a document, and its number
+
+
 @dataclass(frozen=True)
 class Documents:
-    """Texts that can be gone through again and again; `read` begins to read them."""
+    """Texts that can be gone through again and again; `read` begins to read them: each whole, or as pieces that follow
+    each other. `bytes` is how large the files are they are read from, where that is known."""
 
-    read: Callable[[], Iterator[str]]
+    read: Callable[[], Iterator[str | Iterable[str]]]
+    bytes: int = 0
 
     def __iter__(self) -> Iterator[str]:
-        return self.read()
+        """Each whole."""
+        return (document if isinstance(document, str) else "".join(document) for document in self.read())
+
+    def pieces(self) -> Iterator[Piece]:
+        """All that is to be read, in pieces, each after the number of its document."""
+        for number, document in enumerate(self.read()):
+            for text in [document] if isinstance(document, str) else document:
+                yield number, text
 
     @property
     def many(self) -> bool:
         """Whether there is more than one."""
-        return len([*islice(self, 2)]) > 1
+        return any(number for number, _ in self.pieces())
 
     def part(self, start: int, stop: int) -> "Documents":
         """Characters `start` to `stop`, counted over all texts: those at the ends may be cut."""
-        return Documents(lambda: _part(self, start, stop))
+        return Documents(lambda: apart(_part(self.pieces(), start, stop)))
 
 
-def _part(texts: Iterable[str], start: int, stop: int) -> Iterator[str]:
-    for text in texts:
+def apart(pieces: Iterable[Piece]) -> Iterator[Iterator[str]]:
+    """The pieces of each document; those of the next one when these were gone through."""
+    return ((text for _, text in group) for _, group in groupby(pieces, key=itemgetter(0)))
+
+
+def _part(pieces: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
+    for number, text in pieces:
         if stop <= 0:
             return
         if piece := text[max(0, start) : stop]:
-            yield piece
+            yield number, piece
         start, stop = start - len(text), stop - len(text)
 
 
@@ -52,7 +73,7 @@ def read_texts(source: Path | str) -> Documents:
     `split` is `train` unless told, `column` is `text`, or the only one that holds text; each row is a document.
     """
     documents = _hub(str(source)) if str(source).startswith(HUB) else _files(Path(source))
-    if next(iter(documents), None) is None:
+    if next(documents.pieces(), None) is None:
         raise ValueError(
             f"{source} holds no text: expected a UTF-8 text or .jsonl file that is not empty, or a folder of such."
         )
@@ -70,22 +91,36 @@ def _files(path: Path) -> Documents:
         if p.suffix in (".txt", ".jsonl") and p.is_file() and not _hidden(p.relative_to(path))
     )
     files = [path] if path.is_file() else sorted(below)
-    return Documents(lambda: (text for file in files for text in _read(file) if text))
+    size = sum(file.stat().st_size for file in files)
+    return Documents(lambda: (text for file in files for text in _read(file)), size)
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(path: Path) -> Iterator[str]:
+def _read(path: Path) -> Iterator[str | Iterator[str]]:
+    """Its documents, but for empty ones."""
     if path.suffix == ".jsonl":
-        return (string(row, "text", where) for where, row in read_json_lines(path))
+        yield from (text for where, row in read_json_lines(path) if (text := string(row, "text", where)))
+        return
+    pieces = _read_text(path)
+    if (first := next(pieces, None)) is not None:
+        yield chain([first], pieces)
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    """The text of a file in pieces."""
     try:
-        return iter([path.read_text(encoding="utf-8-sig")])
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): convert it."
-        ) from None
+        with path.open("rb") as held:
+            file = TextIOWrapper(held, encoding="utf-8-sig")
+            try:
+                while text := file.read(READ):
+                    yield text
+            except UnicodeDecodeError as error:
+                place = held.tell() - len(error.object) + error.start  # what could not be read was read last
+                what = f"byte {place} is {error.object[error.start]:#04x}"
+                raise ValueError(f"{path} is not UTF-8 ({what}): convert it.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -160,7 +195,40 @@ def _column(features: Any, asked: str | None, source: str) -> str:
 
 def digest(texts: Iterable[str]) -> str:
     """sha256 over the texts, so that a run can tell whether its data is still the data it began with."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(hashlib.sha256(text.encode("utf-8")).digest())
-    return found.hexdigest()
+    documents = texts if isinstance(texts, Documents) else Documents(lambda: iter(texts))
+    return survey(documents.pieces()).sha256
+
+
+class Survey:
+    """What pieces of documents come to, as they are gone through: characters, bytes of UTF-8, documents, and sha256."""
+
+    def __init__(self):
+        self.size = self.bytes = self.documents = self.first = 0  # first: characters of the first document
+        self._whole, self._one, self._number = hashlib.sha256(), hashlib.sha256(), -1
+
+    def through(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for number, text in pieces:
+            if number != self._number:
+                self._close()
+                self._number, self._one = number, hashlib.sha256()
+                self.documents += 1
+            self._one.update(encoded := text.encode("utf-8"))
+            self.size, self.bytes = self.size + len(text), self.bytes + len(encoded)
+            self.first += len(text) if self.documents == 1 else 0
+            yield number, text
+        self._close()
+
+    def _close(self) -> None:
+        if self.documents:
+            self._whole.update(self._one.digest())
+
+    @property
+    def sha256(self) -> str:
+        return self._whole.hexdigest()
+
+
+def survey(pieces: Iterable[Piece]) -> Survey:
+    found = Survey()
+    for _ in found.through(pieces):
+        pass
+    return found

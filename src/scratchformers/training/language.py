@@ -3,7 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +20,16 @@ from scratchformers.generate import evaluating, generate
 from scratchformers.models.bert import BERT, BERTConfig
 from scratchformers.models.gpt2 import GPT2, GPT2Config
 from scratchformers.text import BERT as SPECIAL
-from scratchformers.text import TextTokenizer, characters, check_fits, train_bpe, train_wordpiece
-from scratchformers.training.data import Windows, generator, to_stream
-from scratchformers.training.documents import Documents, digest, read_texts
+from scratchformers.text import CHUNK, TextTokenizer, characters, check_fits, pieces, train_bpe, train_wordpiece
+from scratchformers.training import packing
+from scratchformers.training.data import Windows, counts, generator, in_parts, to_stream
+from scratchformers.training.documents import Documents, apart, digest, read_texts, survey
 from scratchformers.training.loop import Batch, Settings, Task
 from scratchformers.training.masking import Masking
-from scratchformers.training.request import BPE, CHARACTERS, VOCAB, WORDPIECE, Facts, Request
+from scratchformers.training.request import BPE, CHARACTERS, VOCAB, WORDPIECE, Facts, Request, Watch
 from scratchformers.training.sources import copied, tokenizer_of
 
+SAMPLE = 1 << 26  # characters from which a vocabulary is learnt, so that its words fit in memory
 EPOCHS = 100  # at most, in one step
 SAMPLED = 200  # tokens written at each evaluation, to be looked at
 EVALUATED = 1024  # windows of the validation text at most, evenly spread, so that evaluation stays short
@@ -47,11 +53,21 @@ class OnWindows(Task):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, settings.batch
         self.train, self.held_out, self.rows = windows, held_out, windows.rows
         self.trivial = math.log(model.config.vocab)
+        self._thread = ThreadPoolExecutor(1, "tokens")
+        self._coming: Future[dict[tuple[int, int], Tensor]] | None = None
         if settings.batch > EPOCHS * self.rows:
             what = f"batch is {settings.batch} and the text has {self.rows} windows"
             raise ValueError(f"{what}: expected at most {EPOCHS * self.rows}, which is each of them {EPOCHS} times.")
         if len(held_out) < 2:
             raise ValueError(f"The validation text has {len(held_out)} tokens, too few to predict one: give more text.")
+
+    def expect(self, examples: list[tuple[int, int]]) -> None:
+        """Reads them in a thread: where the ids lie in a file, they may have to come from the disk."""
+        self._coming = self._thread.submit(lambda: {each: self.train[each] for each in examples})
+
+    def windows(self, examples: list[tuple[int, int]]) -> list[Tensor]:
+        there = {} if self._coming is None else self._coming.result()
+        return [there[each] if each in there else self.train[each] for each in examples]
 
     def side_by_side(self) -> Iterator[tuple[int, list[Tensor]]]:
         """The held-out text in batches of windows, with the number of the first; the last may be shorter, and alone."""
@@ -75,7 +91,7 @@ class NextToken(OnWindows):
         super().__init__(model, tokenizer, windows, valid, settings)
 
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
-        return _shifted([self.train[example] for example in examples])
+        return _shifted(self.windows(examples))
 
     def targets(self, batch: Batch) -> int:
         return batch["targets"].numel()
@@ -115,13 +131,12 @@ class Masked(OnWindows):
         if length < 2:
             raise ValueError(f"length is {settings.length}: expected at least {2 + sum(map(len, around))}.")
         super().__init__(model, tokenizer, Windows(train, length, seed=settings.seed, ahead=0), valid, settings)
-        if not bool(torch.isin(valid, self.masking.ordinary).any()):
+        if not any(bool(torch.isin(part, self.masking.ordinary).any()) for part in in_parts(valid)):
             raise ValueError("The validation text has no token that could be hidden: the tokeniser knows none of it.")
         self.baselines = unigram(train, valid, self.masking.ordinary, model.config.vocab)
 
     def batch(self, examples: list[tuple[int, int]]) -> Batch:
-        windows = [self.train[example] for example in examples]
-        return self._masked(windows, [generator(self.seed, *example, 2) for example in examples])
+        return self._masked(self.windows(examples), [generator(self.seed, *example, 2) for example in examples])
 
     def _masked(self, windows: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Batch:
         whole = [torch.cat([self.before, window, self.after]) for window in windows]
@@ -177,8 +192,8 @@ class Masked(OnWindows):
 def unigram(train: Tensor, valid: Tensor, ordinary: Tensor, vocab: int) -> dict[str, float]:
     """What one knows who has only counted: the loss of the training text's frequencies (each id once more) on the
     validation text, and the share there of the most frequent token."""
-    counts = [torch.bincount(each.long(), minlength=vocab)[ordinary].double() for each in (train, valid)]
-    frequency, held_out = (counts[0] + 1) / (counts[0] + 1).sum(), counts[1] / counts[1].sum()
+    learnt, asked = (counts(each, vocab)[ordinary].double() for each in (train, valid))
+    frequency, held_out = (learnt + 1) / (learnt + 1).sum(), asked / asked.sum()
     accuracy = float(held_out[frequency.argmax()])
     return {"unigram_loss": -float((held_out * frequency.log()).sum()), "unigram_accuracy": accuracy}
 
@@ -193,7 +208,9 @@ def prepare_next_token(
         torch.manual_seed(settings.seed)
         model = GPT2(GPT2Config(**{**fields, "vocab": text.tokenizer.vocab}))
         if (end := text.tokenizer.end) is not None:
-            begins = bool((text.train == end).any())  # else the model never saw what follows it
+            begins = any(
+                bool((part == end).any()) for part in in_parts(text.train)
+            )  # else the model never saw what follows it
             model.generation = Generation(start=end if begins else None, end=(end,))
         model.assets = text.tokenizer.files
     task = NextToken(model.to(request.device), text.tokenizer, text.train, text.valid, settings)
@@ -240,50 +257,101 @@ class _Text:
         if request.source is not None:  # of a hub id, model and tokeniser from one commit
             request = dataclasses.replace(request, source=hub.find(request.source))
         held_out = None if request.valid is None else read_texts(request.valid)
-        size = 0 if held_out is not None else sum(map(len, self.texts))
-        cut = size * 9 // 10
-        split = (self.texts.part(0, cut), self.texts.part(cut, size))
-        self.parts = split if held_out is None else (self.texts, held_out)
+        self.parts = [_Part.whole(each, request) for each in (self.texts, held_out) if each is not None]
+        self.sha256 = self.parts[0].name
+        if held_out is None:
+            self.parts = self.parts[0].split()
         self.model: Any = None if request.source is None else copied(request.source, settings, fields)
         cased = getattr(settings, "cased", True)
-        self.tokenizer = _tokenizer(request, *self.parts, special=special, cased=cased)
+        self.tokenizer, self.said = _tokenizer(request, *self.parts, special=special, cased=cased)
         if self.model is not None:
             check_fits(self.tokenizer, self.model.config.vocab)
-        self.train, self.valid = (to_stream(part, self.tokenizer) for part in self.parts)
+        folder = request.out / packing.FOLDER
+        (self.train, _), (self.valid, self.held_out) = (
+            part.ids(self.tokenizer, folder / f"{name}.ids") for name, part in zip(("train", "valid"), self.parts)
+        )
         if self.model is None:  # said before a model is made
             Windows(self.train, max(1, settings.length - self._around(ahead)), seed=0, ahead=ahead)
         asked = request.vocab or VOCAB
         few = request.tokenizer in (BPE, WORDPIECE) and self.tokenizer.vocab < asked
-        self.said = [f"The text gave a vocabulary of {self.tokenizer.vocab} ids, and no more."] if few else []
+        self.said += [f"The text gave a vocabulary of {self.tokenizer.vocab} ids, and no more."] if few else []
 
     def _around(self, ahead: int) -> int:
         return 0 if ahead else sum(map(len, self.tokenizer.around()))
 
     def facts(self, model: Any) -> Facts:
         facts: Facts = {
-            "data": {"sha256": digest(self.texts), "tokens": len(self.train)},
-            "valid": {"sha256": digest(self.parts[1]), "tokens": len(self.valid)},
+            "data": {"sha256": self.sha256, "tokens": len(self.train)},
+            "valid": {"sha256": self.held_out, "tokens": len(self.valid)},
             "tokenizer": {"sha256": self.tokenizer.digest(), "vocab": self.tokenizer.vocab},
         }
         return facts if self.model is None else {**facts, "source": {"sha256": fingerprint(model)}}
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Texts that were looked at: how many characters and bytes (about) they have, whether they are many, and a name
+    that no others have, by their digest."""
+
+    texts: Documents
+    size: int
+    bytes: int
+    many: bool
+    first: int  # characters of the first
+    name: str
+    watch: Watch
+
+    @classmethod
+    def whole(cls, texts: Documents, request: Request) -> "_Part":
+        found = survey(packing.watched(texts.pieces(), request.watch, "Reading", texts.bytes))
+        return cls(texts, found.size, found.bytes, found.documents > 1, found.first, found.sha256, request.watch)
+
+    def split(self) -> "list[_Part]":
+        """All but the last tenth, and that."""
+        cut = self.size * 9 // 10
+        part = partial(dataclasses.replace, self)
+        return [
+            part(texts=self.texts.part(0, cut), size=cut, bytes=self.bytes * 9 // 10, many=self.first < cut,
+                 name=f"{self.name} to {cut}"),
+            part(texts=self.texts.part(cut, self.size), size=self.size - cut, bytes=self.bytes // 10,
+                 name=f"{self.name} from {cut}"),
+        ]  # fmt: skip
+
+    def read(self, what: str, *, most: float = math.inf) -> Iterator[str]:
+        """Of a long text pieces, of which none cuts a word: every so many-th, so that they are `most` characters or
+        about so many; of a short one each document."""
+        if self.size < packing.SMALL:
+            yield from self.texts
+            return
+        documents = apart(packing.watched(self.texts.pieces(), self.watch, what, self.bytes))
+        cut = (piece for document in documents for piece in pieces(document, CHUNK))
+        yield from islice(cut, 0, None, max(1, math.ceil(self.size / most)))
+
+    def ids(self, tokenizer: TextTokenizer, path: Path) -> tuple[Tensor, str]:
+        """In memory, or mapped from the file where they are many; and the sha256 of the texts."""
+        if self.size < packing.SMALL:
+            return to_stream(self.texts, tokenizer), digest(self.texts)
+        return packing.pack(self.texts, tokenizer, path, text=self.name, watch=self.watch, size=self.bytes)
+
+
 def _tokenizer(
-    request: Request, train: Documents, valid: Documents, *, special: Sequence[str], cased: bool
-) -> TextTokenizer:
-    """The one asked for. One that is learnt sees the text to train on only; characters are taken from all of the text,
-    because one that is missing has no id."""
+    request: Request, train: _Part, valid: _Part, *, special: Sequence[str], cased: bool
+) -> tuple[TextTokenizer, list[str]]:
+    """The one asked for, and what there is to say about it. One that is learnt sees the text to train on only, and of a
+    long one a sample; characters are taken from all of the text, because one that is missing has no id."""
     learnt, vocab = WORDPIECE if special else BPE, VOCAB if request.vocab is None else request.vocab
     if request.vocab is not None and request.tokenizer != learnt:
         what = "WordPiece" if special else "BPE"
         raise ValueError(f"--vocab {request.vocab} sizes a {what} made from your text: add --tokenizer {learnt}.")
     if request.source is None and request.tokenizer in {BPE, WORDPIECE} - {learnt}:
         raise ValueError(f"--tokenizer {request.tokenizer} is not for {request.recipe}: expected {learnt}.")
+    share = f"of {train.size:,} characters every {math.ceil(train.size / SAMPLE)}th million"
+    said = [f"The vocabulary was learnt from a sample: {share}."] if train.size > SAMPLE else []
     if request.source is None and request.tokenizer == BPE:
-        return train_bpe(train, vocab)
+        return train_bpe(train.read("Vocabulary", most=SAMPLE), vocab), said
     if request.source is None and request.tokenizer == WORDPIECE:
-        return train_wordpiece(train, vocab, lower=not cased, special=special)
+        return train_wordpiece(train.read("Vocabulary", most=SAMPLE), vocab, lower=not cased, special=special), said
     if request.source is None and request.tokenizer in (None, CHARACTERS):
-        all_text = (text for part in (train, valid) for text in part)
-        return characters(all_text, end=train.many and not special, special=special)
-    return tokenizer_of(request.source, request.tokenizer)
+        all_text = (text for part in (train, valid) for text in part.read("Characters"))
+        return characters(all_text, end=train.many and not special, special=special), []
+    return tokenizer_of(request.source, request.tokenizer), []

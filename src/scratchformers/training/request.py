@@ -1,6 +1,6 @@
 """What a user asks to be trained, and what a recipe makes of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 CHARACTERS, BPE, WORDPIECE = "characters", "bpe", "wordpiece"  # tokenisers made from the user's text
 VOCAB = 8000  # ids of a BPE or a WordPiece at most, unless told
 
+Watch = Callable[[str, int, int], None]  # told what is done, how many bytes of it, and of how many (0: unknown)
 Facts = dict[str, dict[str, Any]]  # by what: the sha256 of it, and what there is to say
 
 
@@ -32,3 +33,4 @@ class Request:
     lora: Mapping[str, Any] = field(
         default_factory=dict
     )  # of the adapters that a source learns by, as `lora.read` has it
+    watch: Watch = field(default=lambda what, done, size: None, compare=False)  # of what is read before the run begins
