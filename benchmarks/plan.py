@@ -1,11 +1,12 @@
-"""Does `plan` say what training takes? Twelve configurations of all models, each trained for three steps in a process
-of its own, beside what was planned.
+"""Does `plan` say what training takes? Twelve configurations of all models, each trained in a process of its own until
+it holds no more than before, beside what was planned.
 
 python benchmarks/plan.py --out benchmarks/results/plan.json
 
-What is trained are the recipes' own tasks in the recipes' own loop, on examples that are drawn; one row of a text is a
-token shorter than the others, so that batches are packed as most are. Memory is the most that the process held
-(VmHWM, Linux) less what it held when everything was imported; time the median of the last two steps.
+What is trained are the recipes' own tasks in the recipes' own loop and environment, on examples that are drawn; one row
+of a text is a token shorter than the others, so that batches are packed as most are. Memory is the most that the
+process held (VmHWM, Linux) less what it held when everything was imported, after steps of which the last three added
+less than 1 %; time the median of all but the first.
 """
 
 import argparse
@@ -32,6 +33,7 @@ CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, chec
     "encoder-decoder bart-base": ("encoder-decoder", "bart-base", 4, 4, 128, "off", False),
     "encoder-decoder small": ("encoder-decoder", "small", 24, 24, 128, "off", False),
 }
+LEAST, MOST, STILL, SAME = 4, 24, 3, 1.01  # steps; of them the last ones, and by what the peak may grow in them
 TRAINED = """
 import json, statistics, tempfile, torch, harness, plan
 harness.threads({threads})
@@ -53,7 +55,7 @@ def planned(recipe, preset, batch, micro_batch, length, autocast, checkpointing)
 
 
 def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing):
-    """(bytes above what was held before, seconds) of three steps of the recipe's own task."""
+    """(bytes above what was held before, after each step, and its seconds) of the recipe's own task."""
     import dataclasses
 
     import torch
@@ -67,16 +69,27 @@ def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing)
     found = RECIPES[recipe]
     config = found.model.preset(preset)
     config = config if length is None else dataclasses.replace(config, length=length)
-    own = {"batch": batch, "micro_batch": micro_batch, "steps": 9, "checkpointing": checkpointing}
+    own = {"batch": batch, "micro_batch": micro_batch, "steps": MOST + 1, "checkpointing": checkpointing}
     settings = found.settings(**own, autocast=autocast)
     torch.manual_seed(0)
     task = task_of(recipe, found.model(config), settings)
     with tempfile.TemporaryDirectory() as folder:
-        run, seconds = Run(task, settings, Path(folder)), []
-        for _ in range(3):
+        run, seconds, held = Run(task, settings, Path(folder)), [], []
+        while len(held) < LEAST or (held[-1] > SAME * held[-1 - STILL] and len(held) < MOST):
             run.step += 1
             seconds.append(run._train()["seconds"])
-    return memory("VmHWM") - before, statistics.median(seconds[1:])
+            held.append(memory("VmHWM") - before)
+    return held, seconds
+
+
+def as_train_does(threads):
+    """The environment that `train` computes in, for the processes to come."""
+    from scratchformers.cli import fix_threads
+    from scratchformers.training.memory import TUNABLES, UNCACHED
+
+    fix_threads(threads)
+    names = ("MKL_DYNAMIC", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    harness.CHILD.update({name: os.environ[name] for name in names}, OMP_WAIT_POLICY="PASSIVE", **{TUNABLES: UNCACHED})
 
 
 def memory(name):
@@ -139,23 +152,35 @@ def batch_of(recipe, config, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--measured", type=Path, help="an earlier result, beside whose measurements it is planned anew")
     parser.add_argument("--only", help="configurations whose name has this in it")
     arguments = parser.parse_args()
     threads = min(2, os.cpu_count() or 1)
-    harness.threads(threads)
+    as_train_does(threads)
+    earlier = json.loads(arguments.measured.read_text(encoding="utf-8")) if arguments.measured else None
     results = {"command": " ".join(["python benchmarks/plan.py", *sys.argv[1:]]), "machine": harness.machine("cpu")}
     results |= {"versions": harness.versions("torch"), "configurations": {}}
     for name, configuration in CONFIGURATIONS.items():
         if arguments.only and arguments.only not in name:
             continue
         same = {"configuration": configuration, "threads": threads}
-        said, (measured, seconds) = (harness.child(code, **same) for code in (PLANNED, TRAINED))
-        estimate = said["memory"]["peak"]
-        found = {"MiB": {"planned": round(estimate / 2**20), "measured": round(measured / 2**20)}}
-        found |= {"ratio": round(estimate / measured, 3), "memory": said["memory"], "flops": said["flops"]}
-        found |= {"seconds": {"planned": round(said["seconds"], 3), "measured": round(seconds, 3)}}
+        said = harness.child(PLANNED, **same)
+        if earlier is None:
+            held, seconds = harness.child(TRAINED, **same)
+            measured = {
+                "MiB": [round(each / 2**20) for each in held],
+                "seconds": round(statistics.median(seconds[1:]), 3),
+            }
+        else:
+            measured = earlier["configurations"][name]["measured"]
+        estimate = round(said["memory"]["peak"] / 2**20)
+        planned = {"MiB": estimate, "seconds": round(said["seconds"], 3)}
+        found = {"ratio": round(estimate / measured["MiB"][-1], 3), "planned": planned, "measured": measured}
+        found |= {"memory": said["memory"], "flops": said["flops"]}
         results["configurations"][name] = found
-        print(name, found["MiB"], found["ratio"], found["seconds"], flush=True)
+        print(name, found["ratio"], planned, measured, flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     ratios = [each["ratio"] for each in results["configurations"].values()]
     results["ratio"] = {"least": min(ratios), "most": max(ratios)}
     print(results["ratio"])

@@ -14,7 +14,7 @@ import scratchformers as sf
 from scratchformers.insight import plan as planning
 from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, available, measure, plan
 from scratchformers.training.checkpointing import checkpoint_blocks
-from scratchformers.training.loop import Settings, make_optimizer
+from scratchformers.training.loop import Settings, Task, make_optimizer
 
 NAMES = [*MODELS]
 TEXTS = ("gpt2", "bert", "clip", "encoder-decoder")
@@ -130,6 +130,31 @@ def test_alive_counts_a_storage_once_and_forgets_it():
         assert alive.now == 0
 
 
+def test_alive_tells_small_storages_from_large_ones(monkeypatch):
+    """The peaks of both, which may be at two times."""
+    monkeypatch.setattr(planning, "KEPT", 400)
+    with Alive() as alive:
+        x = torch.zeros(100)
+        assert (alive.small, alive.large) == (400, 0)
+        del x
+        x = torch.zeros(101)
+        del x
+        y = torch.zeros(50)
+        assert (alive.now, alive.peak, alive.small, alive.large) == (y.nbytes, 404, 400, 404)
+
+
+def test_holes_are_between_what_comes_and_goes(monkeypatch):
+    plain = memory("gpt2", small("gpt2"))
+    monkeypatch.setattr(planning, "HOLES", 0)
+    none = memory("gpt2", small("gpt2"))
+    assert plain["holes"] > 0.3 * plain["activations"]
+    assert none["holes"] == 0
+    assert plain["peak"] == none["peak"] + plain["holes"]
+    monkeypatch.setattr(planning, "HOLES", 0.3)
+    monkeypatch.setattr(planning, "KEPT", 0)
+    assert memory("gpt2", small("gpt2"))["holes"] == 0, "large ones go back to the system"
+
+
 # --- arithmetic and time
 
 
@@ -201,6 +226,64 @@ def test_what_is_free_is_asked_of_the_machine(tmp_path, monkeypatch):
     assert plan("gpt2", small("gpt2")).limit == 100
 
 
+# --- what fits a run that had too little memory
+
+
+def test_what_fits_a_run_is_what_is_planned(monkeypatch):
+    model, asked = sf.GPT2.from_preset("tiny"), Asked("", 24, 12, length=32)
+    peaks = {rows: memory("gpt2", small("gpt2", 24, rows))["peak"] for rows in (12, 6, 3, 1)}
+    for room, fits in ((2**40, 12), (peaks[12] - 1, 6), (peaks[6] - 1, 3), (peaks[1] - 1, 1)):
+        monkeypatch.setattr(planning, "_room", lambda device, room=room: room)
+        assert planning.fitting(model, asked) == fits
+    monkeypatch.setattr(planning, "_room", lambda device: peaks[12] - 1)
+    assert planning.fitting(model, dataclasses.replace(asked, length=96)) < 6
+    assert planning.fitting(model, asked, wrap=checkpoint_blocks) == 12
+    with pytest.raises(ValueError, match="no plan of a Linear: expected one of gpt2"):
+        planning.fitting(torch.nn.Linear(2, 3), asked)
+
+
+def test_room_is_what_is_free_and_what_is_held(tmp_path, monkeypatch):
+    statm, limits, page = tmp_path / "statm", tmp_path / "limits", planning.mmap.PAGESIZE
+    for name, path in {"STATM": statm, "LIMITS": limits}.items():
+        monkeypatch.setattr(planning, name, path)
+    monkeypatch.setattr(planning, "available", lambda device: 10**9)
+    statm.write_text("200000 90000 1 1 0 1 0", encoding="utf-8")
+    limits.write_text(
+        "Limit  Soft Limit  Hard Limit\nMax address space  unlimited  unlimited bytes\n", encoding="utf-8"
+    )
+    own = 90000 * page - planning.LIBRARIES
+    assert planning._room("cpu") == 10**9 + own
+    limits.write_text(f"Max address space {200000 * page + 77}  unlimited bytes\n", encoding="utf-8")
+    assert planning._room("cpu") == 77 + own
+
+
+@pytest.mark.parametrize("more", [(), ("checkpointing=true",)], ids=["plain", "checkpointed"])
+def test_a_run_without_memory_is_told_what_fits(more, capsys, tmp_path, monkeypatch):
+    """The figure is that of its own sizes and settings; where there is no plan, the half."""
+
+    def none(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    text, sizes = tmp_path / "text.txt", {"dim": 32, "depth": 2, "heads": 2, "length": 64, "batch": 32, "threads": 1}
+    text.write_text("What is read, and what is not. " * 100, encoding="utf-8")
+    given = [*(f"{name}={value}" for name, value in sizes.items()), *more]
+    arguments = ("train", "gpt2", "--data", text, *(part for each in given for part in ("--set", each)))
+    config = sf.GPT2Config(vocab=15, length=64, dim=32, depth=2, heads=2, dropout=0.0)
+    model, wrap = sf.GPT2(config), checkpoint_blocks if more else lambda model: None
+    limit = planning._memory("gpt2", model.config, Asked("", 32, 8), wrap, 8)["peak"] + 2**16
+    monkeypatch.setattr(Task, "learn", none)
+    monkeypatch.setattr(planning, "_room", lambda device: limit)
+    assert (
+        "--set micro_batch=8, also with --resume, is what the plan says fits"
+        in program(capsys, *arguments, "--out", tmp_path / "run")[2]
+    )
+    monkeypatch.setattr(planning, "available", none)
+    monkeypatch.setattr(planning, "_room", none)
+    said = program(capsys, *arguments, "--out", tmp_path / "other")
+    assert said[0] == 2
+    assert "32 rows at once: --set micro_batch=16, also with --resume, takes about half" in said[2]
+
+
 # --- the command
 
 
@@ -212,7 +295,7 @@ def test_the_command_prints_it_all_as_json(name, capsys):
     model = MODELS[name][0].from_preset("tiny")
     assert said["parameters"] == sum(p.numel() for p in model.parameters())
     assert (said["fits"], said["limit"], said["checkpointing"]) == (4, 8 * 2**30, False)
-    assert said["memory"].keys() == {"weights", "gradients", "optimizer", "activations", "peak"}
+    assert said["memory"].keys() == {"weights", "gradients", "optimizer", "activations", "holes", "peak"}
     assert said["seconds"] > 0
 
 

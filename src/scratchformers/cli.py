@@ -1,12 +1,14 @@
 """The command line. torch is imported by the command that needs it, so that --help answers at once."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -886,6 +888,9 @@ class Train:
     changed_data: bool = False
     """With --resume: go on although the data, or what is validated on, is not what the run began with. An epoch of it
     begins."""
+    log: Annotated[UseAppendAction[tuple[Literal["tensorboard", "trackio", "wandb"], ...]], arg(metavar="NAME")] = ()
+    """Beside OUT/log.jsonl, tell the numbers of each step to tensorboard (in OUT/tensorboard), trackio or wandb, which
+    are to be installed. May be repeated. One that fails does not end the run."""
     device: str | None = None
     """cpu, cuda, mps, or auto (a GPU where there is one); by default the run's own, or auto."""
 
@@ -906,29 +911,38 @@ class Train:
             given["skip_unreadable"] = "true"
         columns = dict(_pair(text, "--column") for text in self.column)
         begun = saved_facts(self.out) if self.resume else {}
-        threads = fix_threads(begun.get("settings", {}).get("threads") or given.get("threads"))
+        same = begun.get("processes", 1) == int(os.environ.get("WORLD_SIZE", "1"))
+        threads = fix_threads((begun.get("settings", {}).get("threads") if same else None) or given.get("threads"))
+        from scratchformers.training import processes, tracking
         from scratchformers.training.request import Request
         from scratchformers.training.runs import open_run
 
+        trackers = tracking.check(self.log)
         request = Request(
             self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
             device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
             task=self.task, columns=columns, freeze=self.freeze,
             lora=dict(_pair(text, "--lora") for text in self.lora),
         )  # fmt: skip
-        run, notes = open_run(request, resume=self.resume, changed_data=self.changed_data)
-        for sentence in notes:
-            print(sentence)
-        return None if run.finished else self._train(run)
+        with processes.joined(request.device):
+            with preparing() as watch:
+                asked = dataclasses.replace(request, watch=watch if processes.leads() else request.watch)
+                run, notes = open_run(asked, resume=self.resume, changed_data=self.changed_data)
+            with contextlib.nullcontext() if processes.leads() else silent():
+                for sentence in notes:
+                    print(sentence)
+                return None if run.finished else self._train(run, trackers if processes.leads() else {})
 
-    def _train(self, run: Any) -> int | None:
+    def _train(self, run: Any, trackers: dict[str, Any]) -> int | None:
         """Shows the run. The exit status is None at its end, and that of a program ended by a signal where it was
         stopped, saved or not."""
         from scratchformers.training.faults import is_of_memory, less_memory
+        from scratchformers.training.tracking import tracked
 
+        failed = False
         try:
-            with saving_first(run) as signals:
-                show(run)
+            with saving_first(run) as signals, tracked(trackers, run.folder, run.step, note) as tell:
+                show(run, tell)
         except KeyboardInterrupt:
             note(f"left without saving; {self.interrupted()}.")
             sys.stdout.flush()
@@ -936,13 +950,30 @@ class Train:
         except (RuntimeError, MemoryError) as error:
             if not run.at_once or not is_of_memory(error):
                 raise
-            note(less_memory(run.at_once))
+            failed = True
+        if failed:  # and what the step held is free again
+            note(less_memory(run.at_once, _fitting(run)))
             return 2
         if not run.finished:
             print(f"Stopped at step {run.step} of {run.settings.steps}, and saved: {self.interrupted()}.")
             return 128 + signals[0]
         print(f"Best validation {run.achieved}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
         return None
+
+
+def _fitting(run: Any) -> int | None:
+    """Rows at once, at most half as many as its last step took, with which a run fits the memory there is, as the plan
+    has it; None where there is no plan of it, as for one of several processes."""
+    from scratchformers.insight.plan import Asked, fitting
+    from scratchformers.training.checkpointing import checkpoint_blocks
+
+    settings, config = run.settings, run.task.model.config
+    length = settings.length if settings.length and hasattr(config, "length") else None
+    half, wrap = math.ceil(run.at_once / 2), checkpoint_blocks if settings.checkpointing else lambda model: None
+    asked = Asked("", max(run.size, run.at_once), half, length, settings.autocast, run.device.type)
+    with contextlib.suppress(ValueError, RuntimeError, MemoryError):
+        return fitting(run.task.model, asked, wrap=wrap) if "RANK" not in os.environ else None
+    return None
 
 
 @contextlib.contextmanager
@@ -956,6 +987,8 @@ def saving_first(run: Any) -> Iterator[list[int]]:
         if len(came) > 1:
             raise KeyboardInterrupt
         run.stop()
+        if os.environ.get("RANK", "0") != "0":
+            return
         said = b"\nscratchformers: saving after this step; once more (Ctrl-C), and it leaves at once.\n"
         os.write(2, said)  # print is not to be called here: it may be what was interrupted
 
@@ -1024,8 +1057,9 @@ def _told(found: Any) -> Iterator[str]:
     asked, gib = found.asked, {name: f"{size / 2**30:8.2f} GiB" for name, size in found.memory.items()}
     at_once = "" if asked.micro_batch == asked.batch else f", {asked.micro_batch} at once"
     yield f"{found.model} {asked.preset}: {found.parameters:,} parameters, {asked.batch} rows a step{at_once}"
-    for name in ("weights", "gradients", "optimizer", "activations"):
-        yield f"  {name:12}{gib[name]}"
+    notes = {"holes": "  (between what is allocated, where nothing fits)"}
+    for name in ("weights", "gradients", "optimizer", "activations", "holes"):
+        yield f"  {name:12}{gib[name]}{notes.get(name, '')}"
     yield f"  {'at most':12}{gib['peak']}  (not all at one time; temporaries counted)"
     speed = found.flops_a_second / 1e9
     yield f"A step is {found.flops / 1e9:,.1f} GFLOP: about {found.seconds:.2g} s at the {speed:,.0f} GFLOP/s measured"
@@ -1036,6 +1070,60 @@ def _told(found: Any) -> Iterator[str]:
     else:
         rows = "all rows at once fit" if found.fits == asked.batch else f"micro_batch={found.fits} fits"
         yield f"Of {limit}, {rows}."
+
+
+@dataclass
+class Compare:
+    """Say whether a run's loss is normal: draw its curve beside the band of runs of the same recipe, which differ by
+    their seeds alone, and say in a sentence where it stands.
+
+    Example: scratchformers compare runs/book
+
+    Example: scratchformers compare runs/mine --against runs/seed-1 --against runs/seed-2 --against runs/seed-3
+    """
+
+    folder: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+    """The run's folder, which `train` wrote; it may still be going on."""
+    reference: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Compare with this file, which --save wrote, and not with what comes with the program: gpt2, bert (with its
+    tasks), vit, mae, clip and encoder-decoder, all of --preset tiny, on the data and with the settings of `demo`."""
+    against: Annotated[UseAppendAction[tuple[Path, ...]], arg(metavar="RUN")] = ()
+    """Compare with runs of your own, of one recipe and with the same settings but for the seed. To be repeated; a band
+    is made of at least two, and five are better."""
+    save: Annotated[Path | None, arg(metavar="FILE")] = None
+    """With --against: write what they have in common to FILE, for --reference."""
+    out: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """Where the picture goes; by default RUN/compare.png."""
+    json: bool = False
+    """Print a JSON object: step, loss, band, where (within, above, below), left (the step at which it left the band, or
+    null), the same of validation, what is other than in the reference, and the sentence."""
+
+    def interrupted(self) -> str:
+        return "nothing was compared"
+
+    def run(self) -> None:
+        from scratchformers.checkpoints import files
+        from scratchformers.training import compare
+
+        if self.reference is not None and self.against:
+            raise ValueError("--reference and --against are two references: leave one of them out.")
+        if self.save is not None and not self.against:
+            raise ValueError("--save writes what --against makes: pass runs to make it of.")
+        run = compare.read_run(self.folder)
+        if self.against:
+            if self.folder.absolute() in [folder.absolute() for folder in self.against]:
+                raise ValueError(f"{self.folder} is in the band it is compared with: leave it out of --against.")
+            reference = compare.make_reference([compare.read_run(folder) for folder in self.against])
+        elif self.reference is not None:
+            reference = compare.read_reference(self.reference)
+        else:
+            reference = compare.find_reference(run.facts)
+        standing = compare.compare(run, reference)
+        if self.save is not None:
+            files.write_json(self.save, reference)
+        picture = self.folder / "compare.png" if self.out is None else self.out
+        compare.draw(standing, picture)
+        print(json.dumps(standing.to_json() | {"picture": str(picture)}) if self.json else standing.sentence())
 
 
 @dataclass
@@ -1597,7 +1685,15 @@ class Inspect:
 
 
 def note(sentence: str) -> None:
-    print(f"scratchformers: {sentence}", file=sys.stderr)
+    """On stderr. Of many processes each says what is wrong with it, and all but the first which they are."""
+    number = os.environ.get("RANK", "0")
+    print(f"scratchformers: {'' if number == '0' else f'process {number}: '}{sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def count_up(counts: Iterable[int], begun: int, what: str) -> None:
@@ -1627,6 +1723,27 @@ def counting(total: int, begun: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(bar, count)
 
 
+@contextlib.contextmanager
+def preparing() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, where that is a terminal, of what takes longer than a second; what it gives is told what is done,
+    how many bytes of it, and of how many (0: unknown)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("left"), TimeRemainingColumn()
+    console, began, bars = Console(stderr=True), time.monotonic(), {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def watch(what: str, done: int, size: int) -> None:
+            if what not in bars and time.monotonic() < began + 1:
+                return
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=max(size, done) if size else None)
+
+        yield watch
+
+
 def saved_facts(out: Path) -> dict[str, Any]:
     """What the run in the folder says of itself, read before torch is loaded; empty where nothing can be read."""
     with contextlib.suppress(OSError, ValueError):
@@ -1640,6 +1757,7 @@ def fix_threads(asked: Any) -> int:
     """How many threads to compute with, said to the libraries before torch loads them: the same number, held fixed,
     gives the same rounding, which exact resuming needs. By default the cores there are, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # of them torchrun started here
     threads = int(asked) if str(asked).isdecimal() and 0 < int(asked) < 4096 else min(8, cores)
     os.environ.update(MKL_DYNAMIC="FALSE", OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     # bf16's kernels are made for each shape and kept: 1,024 of them were 1 GB where no two batches have one length.
@@ -1654,8 +1772,8 @@ def _pair(text: str, flag: str = "--set") -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def show(run: Any) -> None:
-    """Iterates the run with a progress bar; evaluations and samples are printed as they come."""
+def show(run: Any, tell: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    """Iterates the run with a progress bar; evaluations and samples are printed as they come. Each record is told."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -1674,6 +1792,7 @@ def show(run: Any) -> None:
             "", total=run.settings.steps, completed=run.step, loss=float("nan"), speed=0.0, unit=run.task.unit
         )
         for record in run:
+            tell(record)
             if "loss" in record:
                 speed = record["targets"] / max(record["seconds"], 1e-9)
                 progress.update(bar, completed=record["step"], loss=record["loss"], speed=speed)
@@ -1715,6 +1834,7 @@ Command = (
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]
@@ -1725,6 +1845,10 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. What the user can mend is said in a sentence on stderr, with exit status 2."""
+    if arguments is None and sys.argv[1:2] == ["train"]:
+        from scratchformers.training.memory import begin_anew
+
+        begin_anew()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import mmap
 import time
 import weakref
 from collections import Counter
@@ -39,11 +40,17 @@ from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
 from scratchformers.nn import Unembed
 
+KEPT = 32 * 2**20  # bytes of the largest storage that stays in the process when it is freed: see training/memory.py
+HOLES = (
+    0.3  # of what comes and goes in storages up to KEPT: so much lies between them, where none fits (glibc; measured)
+)
 AT_WORK = 64 * 2**20  # bytes that torch's libraries and threads take beside tensors once they compute
 TIMED, SHAPES, ROWS = 0.3, 3, 4096  # seconds a product is timed for, how many of them, rows at most
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 MASKED = 0.15  # share of a BERT's tokens that are asked for
+LIBRARIES = 256 * 2**20  # bytes of Python and of what is imported
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+STATM, LIMITS = Path("/proc/self/statm"), Path("/proc/self/limits")
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Plan:
     asked: Asked
     parameters: int
     flops: int  # of a step: a multiplication and an addition are two
-    memory: Mapping[str, int]  # weights, gradients, optimizer, activations (when the backward begins), and the peak
+    memory: Mapping[str, int]  # weights, gradients, optimizer, activations (as the backward begins), holes, peak
     flops_a_second: float  # at which this machine multiplies the model's matrices, forward and backward
     limit: int  # bytes that may be used
     fits: int | None  # rows at once that need no more; None if not even one row fits
@@ -173,11 +180,12 @@ MODELS: dict[str, tuple[type[Pretrained], Callable[[Any, int, int], list[Part]]]
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`."""
+    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`; and
+    likewise, at most, those of storages that are `small`, up to KEPT, and those of `large` ones."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self._known = 0, 0, set()
+        self.now, self.peak, self.small, self.large, self._small, self._known = 0, 0, 0, 0, 0, set()
 
     def count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -185,12 +193,15 @@ class Alive(TorchDispatchMode):
         if key not in self._known:
             self._known.add(key)
             self.now += size
-            self.peak = max(self.peak, self.now)
+            self._small += size if size <= KEPT else 0
+            self.peak, self.small = max(self.peak, self.now), max(self.small, self._small)
+            self.large = max(self.large, self.now - self._small)
             weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+        self._small -= size if size <= KEPT else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -233,7 +244,8 @@ def _memory(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any],
         with Alive() as alive:
             for parameter in model.parameters():
                 alive.count(parameter)
-            weights, parts = alive.now, [part for part in parts_of(model, rows, asked.batch) if part.learns]
+            weights, still = alive.now, alive.small
+            parts = [part for part in parts_of(model, rows, asked.batch) if part.learns]
             others = (alive.now - weights) * (asked.batch - rows) // rows  # inputs of the other micro-batches
             for part in parts * (1 if rows == asked.batch else 2):
                 before = alive.now
@@ -242,9 +254,11 @@ def _memory(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any],
                 held = max(held, alive.now - before)
                 loss.backward()
                 del loss
-    peak = max(alive.peak, weights + learning) + others + 2 * learning + AT_WORK
+    # What small ones took stays in the process, also while large ones are at their most.
+    most, holes = max(alive.small + alive.large, weights + learning), round(HOLES * (alive.small - still))
     return {
-        "weights": weights, "gradients": learning, "optimizer": 2 * learning, "activations": held, "peak": peak
+        "weights": weights, "gradients": learning, "optimizer": 2 * learning, "activations": held, "holes": holes,
+        "peak": most + others + 2 * learning + holes + AT_WORK,
     }  # fmt: skip
 
 
@@ -321,11 +335,37 @@ def plan(
     config = _config(name, asked)
     limit = available(asked.device) if memory is None else int(memory * 2**30)
     parameters, flops, products = _flops(name, config, asked, wrap)
-    memory_of, fits = functools.cache(functools.partial(_memory, name, config, asked, wrap)), asked.batch
-    while fits and memory_of(fits)["peak"] > limit:
-        fits = (fits + 1) // 2 if fits > 1 else 0
-    speed = measure(products, asked)
+    memory_of = functools.cache(functools.partial(_memory, name, config, asked, wrap))
+    fits, speed = _largest(memory_of, asked.batch, limit), measure(products, asked)
     return Plan(name, asked, parameters, flops, memory_of(asked.micro_batch), speed, limit, fits or None)
+
+
+def _largest(memory_of: Callable[[int], Mapping[str, int]], rows: int, limit: int) -> int:
+    """So many rows, or the half of them, or of that, as need no more; 0 if not even one row does."""
+    while rows and memory_of(rows)["peak"] > limit:
+        rows = (rows + 1) // 2 if rows > 1 else 0
+    return rows
+
+
+def fitting(model: Any, asked: Asked, *, wrap: Callable[[Any], Any] = lambda model: None) -> int:
+    """Rows at once, at most `micro_batch` and at least one, with which this model would learn in the memory that this
+    process can have. ValueError for a model that there is no plan of, or where the machine does not say."""
+    name = next((name for name, (kind, _) in MODELS.items() if type(model) is kind), None)
+    if name is None:
+        raise ValueError(f"There is no plan of a {type(model).__name__}: expected one of {', '.join(MODELS)}.")
+    config = model.config if asked.length is None else dataclasses.replace(model.config, length=asked.length)
+    memory_of = functools.partial(_memory, name, config, asked, wrap)
+    return max(1, _largest(memory_of, asked.micro_batch, _room(asked.device)))
+
+
+def _room(device: str) -> int:
+    """Bytes that this process could have in all: what is free, and what it has, but for Python and its libraries."""
+    if torch.device(device).type == "cuda":
+        return available(device) + torch.cuda.memory_reserved(device)
+    free = available(device)
+    mapped, held = (int(pages) * mmap.PAGESIZE for pages in STATM.read_text(encoding="utf-8").split()[:2])
+    most = LIMITS.read_text(encoding="utf-8").partition("Max address space")[2].split()[0]  # as `ulimit -v` has it
+    return (min(free, int(most) - mapped) if most.isdecimal() else free) + held - LIBRARIES
 
 
 def _config(name: str, asked: Asked) -> Any:
