@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 import vision_reference
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import refused, run
 from test_training import TEXT, data, losses  # noqa: F401 (a fixture)
 from torch import nn
@@ -19,7 +19,7 @@ import scratchformers as sf
 from scratchformers import lora
 from scratchformers.text import BERT as SPECIAL
 from scratchformers.text import characters
-from scratchformers.training import loop
+from scratchformers.training import loop, state
 from scratchformers.training.request import Request
 from scratchformers.training.runs import open_run
 
@@ -345,6 +345,53 @@ def test_a_resumed_run_is_the_uninterrupted_one(data, source, tmp_path, stop):  
         a, b = (load_file(tmp_path / name / file) for name in ("whole", "cut"))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stopped(data, out, source, at=3):  # noqa: F811
+    for record in open_run(asked(data, out, source, {"rank": "2"}))[0]:
+        if record["step"] > at:
+            return out / "checkpoints" / "step-2"
+
+
+def test_the_base_is_in_no_checkpoint(data, source, tmp_path):  # noqa: F811
+    kept = load_file(stopped(data, tmp_path / "run", source) / state.TENSORS)
+    base = sf.load(source)
+    lora.add(base, rank=2)
+    learning = {f"model.{name}" for name, parameter in base.named_parameters() if parameter.requires_grad}
+    buffers = {f"model.{name}" for name, _ in base.named_buffers() if name in base.state_dict()}
+    assert {name for name in kept if name.startswith("model.")} == learning | buffers
+    assert learning
+
+
+def test_a_base_that_changed_is_refused(data, source, tmp_path):  # noqa: F811
+    stopped(data, tmp_path / "run", source)
+    model = sf.load(source)
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight[0, 0] += 1e-3  # what no shape gives away
+    model.save_pretrained(source)
+    with pytest.raises(ValueError, match=r"^The source is not what the run in .* began with: resume it with the same"):
+        open_run(Request("gpt2", tmp_path / "run"), resume=True)
+
+
+def test_a_checkpoint_that_holds_the_base_too_is_gone_on_with(data, source, tmp_path):  # noqa: F811
+    """As older versions wrote it."""
+    list(open_run(asked(data, tmp_path / "whole", source, {"rank": "2"}))[0])
+    place = stopped(data, tmp_path / "cut", source)
+    base = {f"model.{name}": value.contiguous() for name, value in sf.load(source).state_dict().items()}
+    save_file({**base, **load_file(place / state.TENSORS)}, place / state.TENSORS)
+    (place / state.DIGESTS).unlink()
+    list(open_run(Request("gpt2", tmp_path / "cut"), resume=True)[0])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_lacks_what_learns_is_refused(data, source, tmp_path):  # noqa: F811
+    place = stopped(data, tmp_path / "run", source)
+    kept = load_file(place / state.TENSORS)
+    name = next(name for name in kept if name.startswith("model.") and name.endswith(lora.B))
+    save_file({key: value for key, value in kept.items() if key != name}, place / state.TENSORS)
+    (place / state.DIGESTS).unlink()
+    with pytest.raises(ValueError, match=f"holds another model: it differs in {name.removeprefix('model.')}"):
+        open_run(Request("gpt2", tmp_path / "run"), resume=True)
 
 
 def test_a_run_is_resumed_with_the_adapters_it_has(data, source, tmp_path):  # noqa: F811

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -144,6 +145,65 @@ def test_a_file_that_may_grow_no_more_ends_in_a_sentence_and_the_run_goes_on(nur
     assert not [*out.rglob("*.tmp")], "what was half written took the room of what comes"
     assert nursery.run(command("gpt2", paths, out))[0] == 0
     assert survival.same(whole("gpt2"), out)
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of so many bytes, held by a process in a namespace of its own, which needs no root; None where the
+    system lets nobody have one, and where it is not Linux."""
+    words = 'mount -t tmpfs -o size="$1" none "$0" && echo mounted && exec cat'
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", words, folder, str(size)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    try:
+        holder = subprocess.Popen(words, text=True, encoding="utf-8", **pipes)
+    except FileNotFoundError:
+        yield None
+        return
+    with holder:  # until its stdin is closed, and with it the file system is gone
+        yield Path(f"/proc/{holder.pid}/root{folder}") if holder.stdout.readline() else None
+
+
+def room(paths):
+    """The bytes they take of such a file system, in whole pages."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return sum(-(-path.stat().st_size // page) * page for path in paths)
+
+
+LIMITED = """
+import resource
+from scratchformers.training import state
+saving = state.saving
+def limited(folder, step, *rest, **more):
+    if step > 5:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    return saving(folder, step, *rest, **more)
+state.saving = limited
+"""  # a child's: from its second checkpoint on files may not grow, which is refused as a full disk refuses
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("how", ["a file system", "a limit"])
+def test_a_disk_with_room_for_one_checkpoint_keeps_it_and_the_run_goes_on(nursery, paths, whole, tmp_path, how):
+    """A real file system that is nearly full, where the system lets one have it; else files that may not grow."""
+    made = whole("gpt2")
+    one, besides = room(made.glob("checkpoints/step-20/*")), room([*made.glob("model/*"), *made.glob("*.*")])
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", 2**23) as disk:
+        real = disk is not None and how == "a file system"
+        out, others = (disk if real else tmp_path) / "run", (disk if real else tmp_path) / "others"
+        others.write_bytes(bytes(2**23 - besides - one * 3 // 2 if real else 1))
+        status, said = nursery.run(command("gpt2", paths, out), first="" if real else LIMITED)
+        assert status == 2, said
+        assert f"scratchformers: {out} takes no more (" in said
+        assert ("No space left on device" in said) == real
+        assert "make room or let it be written to, and --resume goes on from step 5." in said
+        assert "Traceback" not in said
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-5"]
+        assert not [*out.rglob("*.tmp")], "what was half written took the room of what comes"
+        others.unlink()
+        status, said = nursery.run(command("gpt2", paths, out))
+        assert (status, "Resuming at step 5 of" in said) == (0, True), said
+        assert survival.same(made, out)
 
 
 @pytest.mark.unhooked

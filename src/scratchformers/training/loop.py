@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -372,6 +373,8 @@ class Run:
         self.best = math.inf  # the best figure so far; an accuracy is turned round, so that less is better
         self.skipped, self.rolled = 0, 0  # steps in a row; times in a row that the run went back to one checkpoint
         self.recent: deque[float] = deque(maxlen=faults.RECENT)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[None] | None] = (0, None)  # the step of the checkpoint that is being written
         self.damaged: list[str] = []  # checkpoints that were passed over, in sentences
         found = state.newest(self.checkpoints, STATE, damaged=self.damaged) if resume else None
         if found is not None:
@@ -401,6 +404,7 @@ class Run:
         if self.step:
             self.sampler.restore({"epoch": self.sampler.state()["epoch"] + 1, "seen": 0})
             self._save()
+            self._settle()
 
     def _restore(self, rest: dict[str, Any], checkpoint: Path) -> None:
         state.restore(checkpoint, self.task.model, self.optimizer, average=self.average.values)
@@ -424,11 +428,23 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "schedule": {"lr": learning_rate(self.step, self.settings)},
         }
-        state.save(self.checkpoints, self.step, self.task.model, self.optimizer, rest, average=self.average.values)
-        self.saved = self.step
+        model, average = self.task.model, self.average.values
+        write = state.saving(self.checkpoints, self.step, model, self.optimizer, rest, average=average)
+        self._writing = self.step, self._writer.submit(write)
+        if processes.count() > 1:  # which speak to each other for it, one thing at a time
+            self._settle()
+
+    def _settle(self) -> None:
+        """Until the checkpoint that is being written is there, and others may go."""
+        (step, written), self._writing = self._writing, (0, None)
+        if written is None:
+            return
+        with faults.writing(self.folder, self.saved):
+            written.result()
+        self.saved = step
         if not processes.leads():
             return
-        done = [step for step in state.steps(self.checkpoints) if step <= self.step]  # a later one was damaged
+        done = [step for step in state.steps(self.checkpoints) if step <= self.saved]  # a later one was damaged
         kept = {*done[-self.settings.keep :], *([self.best_at] if self.settings.keep_best else [])}
         if self.settings.spike:
             kept |= {*[step for step in done if step % self.settings.save_every == 0][-1:]}
@@ -438,14 +454,15 @@ class Run:
         with faults.writing(self.folder, self.saved):
             log = Log(self.folder / "log.jsonl", after=self.step, kept=processes.leads())
         processes.wait()
-        try:
+        with contextlib.closing(log):
             self._look_back(log)
             self.stopping = processes.any_of(self.asked_to_stop)
-            while not (self.finished or self.stopping):
-                self.step += 1
-                yield from self._next(log)
-        finally:
-            log.close()
+            try:
+                while not (self.finished or self.stopping):
+                    self.step += 1
+                    yield from self._next(log)
+            finally:
+                self._settle()
 
     def _next(self, log: Log) -> Iterator[Record]:
         """A step, and what is due after it."""
@@ -468,7 +485,7 @@ class Run:
         if self.finished or self.stopping or best or self.step % self.settings.save_every == 0:
             with faults.writing(self.folder, self.saved):
                 log.sync()
-                self._save()
+            self._save()
 
     def _write(self, log: Log, record: Record) -> None:
         if "loss" in record:
@@ -492,6 +509,7 @@ class Run:
             raise ValueError(
                 f"{what} to one checkpoint: try a lower lr, or --resume --set spike=0 to go on all the same."
             )
+        self._settle()
         found = state.newest(self.checkpoints, STATE, every=settings.save_every)
         if found is None:
             return record
@@ -526,6 +544,7 @@ class Run:
         self.at_once = len(parts[0])
         loss = task.learn(batches, Arithmetic(self.device, settings.autocast, self.scaler, self.shared, idle))
         self.shared.finish()
+        self._settle()  # before anything changes that is being written
         self.scaler.unscale_(self.optimizer)
         norm = self.shared.clip(settings.clip or math.inf)
         # fp16 skips a step whose gradient overflows, and scales less from then on, which is no fault while it can.

@@ -8,6 +8,7 @@ The model is the same in all of them (DistributedDataParallel), or lies in parts
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -168,6 +169,8 @@ class Shared:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        # Nobody changes what a linear returned in place, of which this warns.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         kind = next(self.model.parameters()).device.type
         mesh = init_device_mesh(kind, (count(),))
         self._whole = [p for p in self.model.parameters() if not p.ndim]

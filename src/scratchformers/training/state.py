@@ -13,7 +13,8 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _frozen(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-def save(
+def saving(
     folder: Path,
     step: int,
     model: nn.Module,
@@ -52,18 +53,23 @@ def save(
     rest: dict[str, Any],
     *,
     average: Mapping[str, Tensor],
-) -> None:
-    """Writes `folder/step-N`. `average` is empty where weights are not averaged. Of many processes all are to call it,
-    and each comes back when the checkpoint is complete."""
+) -> Callable[[], None]:
+    """What writes `folder/step-N` as things are now. `average` is empty where weights are not averaged. Nothing is
+    copied that need not be: until it was called, and came back, weights and optimiser are to stay as they are. Of many
+    processes all are to call it, and each comes back when the checkpoint is complete."""
+    return partial(_write, folder, step, _tensors(model, optimizer, average), rest)
+
+
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
     temporary, final = folder / f".step-{step}.tmp", folder / f"step-{step}"
     try:
         if processes.leads():
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        if any(map(processes.is_parted, model.parameters())):
-            _write_parts(temporary, _tensors(model, optimizer, average))
+        if any(map(processes.is_parted, tensors.values())):
+            _write_parts(temporary, tensors)
         elif processes.leads():
-            files.write_tensors(temporary / TENSORS, _tensors(model, optimizer, average))
+            files.write_tensors(temporary / TENSORS, tensors)
         if processes.leads():
             files.write_json(temporary / REST, {"step": step, **rest})
             files.write_bytes(temporary / DIGESTS, _sums(temporary).encode())
@@ -201,8 +207,9 @@ def _read_parts(
     weights = model.state_dict()
     likes = {f"model.{name}": value for name, value in weights.items()}
     likes |= {f"average.{name}": value for name, value in average.items()}
-    tensors = {}
-    for name, held in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+    tensors: dict[str, Tensor] = {}
+    known: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    for name, held in known.items():
         own = name.removeprefix("optimizer.").rpartition(".")[0]
         like = likes.get(name, parameters.get(own))
         if like is not None and like.shape == held.size:
