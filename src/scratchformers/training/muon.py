@@ -17,7 +17,8 @@ FUSED = {"kv": 2}  # keys and values are two matrices that lie in one
 
 
 def matrices(model: nn.Module) -> dict[str, int]:
-    """The parameters that Muon is for, the matrices within blocks, by name, and how many each is stacked of."""
+    """The parameters that Muon is for, the matrices within blocks, by name, and how many each is stacked of. An
+    adapter's two are none: what is multiplied by, and should move orthogonally, is their product."""
     named = ((name, MATRIX.fullmatch(name), parameter.ndim) for name, parameter in model.named_parameters())
     return {name: FUSED.get(found[1], 1) for name, found, axes in named if found and axes == 2}
 
