@@ -257,6 +257,56 @@ def test_what_is_no_number_in_one_process_is_skipped_by_both(nursery, paths, tmp
     assert records(run)[-1]["step"] == 20
 
 
+LEAP = """
+from scratchformers.training import language
+plain = language.NextToken.loss
+def loss(self, model, given):
+    self.calls = getattr(self, "calls", 0) + 1
+    return plain(self, model, given) * (50 if self.calls == 24 else 1)
+language.NextToken.loss = loss
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_leap_takes_both_back(nursery, paths, tmp_path, kind):
+    changed = {"steps": 30, "save_every": 5, "eval_every": 30, "spike": 8}
+    one, _ = trained(nursery, paths, "gpt2", tmp_path / "one", count=1, first=EXACT + LEAP, **changed)
+    two, _ = trained(nursery, paths, "gpt2", tmp_path / "two", first=EXACT + LEAP, shard=KINDS[kind], **changed)
+    assert [(each["step"], each["from_step"]) for each in records(two) if "rolled_back" in each] == [(21, 24)]
+    same(two, one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("more", [("--lora", "rank=2"), ("--freeze", "blocks.0", "--freeze", "token")])
+def test_what_is_frozen_is_in_no_part(nursery, paths, alone, tmp_path, kind, more):
+    """And what learnt by adapters is merged, by one process or by two, and gone on with by one. A source is
+    float32."""
+    given = ("--from", str(alone("gpt2") / "model"), *more)
+    one, _ = trained(nursery, paths, "gpt2", tmp_path / "one", *given, count=1)
+    two, _ = trained(nursery, paths, "gpt2", tmp_path / "two", *given, shard=KINDS[kind])
+    same(two, one, within=1e-5)
+    held = {name for path in (two / "checkpoints" / "step-20").glob("*.safetensors") for name in load_file(path)}
+    assert "model.token.weight" not in held
+    shutil.rmtree(two / "checkpoints" / "step-20")
+    trained(nursery, paths, "gpt2", two, *given, count=1, shard=KINDS[kind])
+    same(two, one, within=1e-5)
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"batch": 7}, "batch is 7: expected a multiple of 2, the processes, for each takes as many pairs."),
+    ({"autocast": "fp16", "shard": "true"}, "A CLIP has numbers that cannot be parted, and fp16 scales all alike"),
+])  # fmt: skip
+def test_what_many_processes_cannot_do_is_said(nursery, paths, tmp_path, changed, said):
+    arguments = survival.command("clip", paths["captions"], tmp_path / "run", **settings("clip", **changed))
+    children = started(nursery, arguments)
+    status, first = children[0].wait()
+    children[1].send(signal.SIGKILL)  # as torchrun ends the others
+    children[1].wait()
+    assert status == 2
+    assert f"scratchformers: {said}" in first
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 PLANTED = {
     "gradients are averaged": """
 from scratchformers.training import loop, processes

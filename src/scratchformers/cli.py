@@ -865,7 +865,8 @@ class Train:
     512 and mini 2000."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
-    May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
+    May be repeated. Started by torchrun, batch is what all processes take together, micro_batch what one computes at
+    once, and shard=true parts weights, gradients and the optimiser's state over them. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
     have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
     erasing, drop_path; mae mask_ratio. clip has these of pictures and the model too, the sizes
     of its towers (image_dim, text_dim, ...), and template and names: several parted by |, or a file with one a line.

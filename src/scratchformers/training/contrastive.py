@@ -271,6 +271,9 @@ class Contrastive(OnPictures):
         preprocess: Preprocess,
     ):
         super().__init__(model, train.pictures, valid.pictures, settings, preprocess)
+        if settings.batch % processes.count():
+            how = f"expected a multiple of {processes.count()}, the processes, for each takes as many pairs"
+            raise ValueError(f"batch is {settings.batch}: {how}.")
         self.captions, self.device = captions, next(model.parameters()).device
         self.table, self.valid_table = captions.table(train.captions), captions.table(valid.captions)
         self.fits, self.valid_fits = partial(fits, self.table.to(self.device)), partial(fits, self.valid_table)

@@ -363,6 +363,11 @@ class Run:
         self.optimizer = make_optimizer(task.model, settings)
         self.average, self.at_rest = Average(task.model, settings.ema), at_rest(task.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.autocast == "fp16")
+        if self.scaler.is_enabled() and self.shared.scalars:  # torch's scaler takes no mixture of both
+            raise ValueError(
+                f"A {type(task.model).__name__} has numbers that cannot be parted, and fp16 scales all alike: choose "
+                "--set autocast=bf16, or leave out --set shard=true."
+            )
         self.sampler, self.size = task.sampler(settings)
         if settings.checkpointing:
             checkpoint_blocks(task.model)

@@ -154,7 +154,7 @@ class Shared:
 
     def __init__(self, model: nn.Module, *, parts: bool = False):
         self.model, self.parted = model, parts and count() > 1
-        self._whole: list[nn.Parameter] = []  # parameters that are not parted
+        self.scalars: list[nn.Parameter] = []  # of a model in parts, what is whole everywhere
         self._call: Any = _Called(model)
         self._synced = True
         self._units: list[Any] = []  # what is gathered at once
@@ -173,13 +173,13 @@ class Shared:
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         kind = next(self.model.parameters()).device.type
         mesh = init_device_mesh(kind, (count(),))
-        self._whole = [p for p in self.model.parameters() if not p.ndim]
+        self.scalars = [p for p in self.model.parameters() if not p.ndim]
         for block in blocks_of(self.model):
             cross = getattr(block, "cross", None)
             self._units += [block] if cross is None else [cross.kv, block]
         self._units.append(self._call)
         for unit in self._units:
-            fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params={*self._whole})
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params={*self.scalars})
 
     def __call__(self, function: Callable[..., Any], *given: Any, last: bool = True) -> Any:
         """`function(model, *given)`. Its gradients are averaged over processes in the backward of the last call of a
@@ -192,7 +192,7 @@ class Shared:
 
     def finish(self) -> None:
         """Averages the gradients that are not yet the average of all processes'."""
-        left = self._whole if self.parted or self._synced else self.model.parameters()
+        left = self.scalars if self.parted or self._synced else self.model.parameters()
         for parameter in left if count() > 1 else ():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
