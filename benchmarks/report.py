@@ -5,7 +5,7 @@
 (cd benchmarks/results; python ../report.py onednn-cpu.json --model gpt2 --picture cpu.svg)
 python benchmarks/report.py benchmarks/results/quick-1.json --agree benchmarks/results/quick-2.json --readme README.md
 python benchmarks/report.py benchmarks/results/embed-cpu.json --readme README.md     # the sentence about embedding
-python benchmarks/report.py benchmarks/results --readme README.md                    # the table of trainings
+python benchmarks/report.py benchmarks/results --readme README.md                    # trainings, and training itself
 """
 
 import argparse
@@ -65,6 +65,72 @@ def learnt(folder):
     rows += [_zero_shot(_read(folder / "clip-fashion")), _retrieval(_read(folder / "clip-emoji"))]
     rows += [_translated(_read(folder / "multi30k"))]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def trusted(folder):
+    """What the measurements of training itself found, a sentence each."""
+    said = {"survival": _survived, "loop": _loop, "checkpointing": _twice, "plan": _planned, "optimisers": _optimised}
+    said |= {"lora-bert": _adapted, "lora-gpt2": _adapted}
+    found = {name: folder / f"{name}.json" for name in said}
+    lines = [said[name](json.loads(path.read_text(encoding="utf-8"))) for name, path in found.items() if path.is_file()]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _survived(found):
+    models = len(found["runs"])
+    return (
+        f"{found['kills']} SIGKILLs at random moments of runs of {models} models: {found['lost_steps']} steps lost, "
+        f"{found['differing_runs']} runs that differ in any bit (`benchmarks/survival.py`)."
+    )
+
+
+def _loop(found):
+    loop, seconds = found["loop"], found["seconds"]
+    return (
+        f"The loop takes {loop['more']['median']:.1%} (best: {loop['more']['best']:.1%}) of a step of "
+        f"{loop['milliseconds a step, bare']:.0f} ms beside a bare one of the same computation. A checkpoint of "
+        f"GPT-2 (124M) is written while the next step computes, which takes {seconds['blocks for']['median']:.2f} s "
+        f"longer for it, of {seconds['step']:.2f} s; going on takes {seconds['resumed, with its first step']:.2f} s "
+        f"with its first step, loading alone {seconds['loading']:.2f} s (`benchmarks/loop.py`)."
+    )
+
+
+def _twice(found):
+    time = found["time"]
+    return (
+        f"Activation checkpointing holds {found['memory']:.1%} of the blocks' activations for {time['best']:.2f}x the "
+        f"time, median {time['median']:.2f}x ({found['model']}; `benchmarks/checkpointing.py`)."
+    )
+
+
+def _planned(found):
+    ratio, several = found["ratio"], len(found["configurations"])
+    return (
+        f"Planned memory is {ratio['least']:.2f} to {ratio['most']:.2f} of the peak that {several} configurations of "
+        "all models took (`benchmarks/plan.py`)."
+    )
+
+
+def _optimised(found):
+    parts = []
+    for model, title in (("gpt2", "GPT-2"), ("vit", "ViT")):
+        means = {name: each["mean"] for name, each in found["found"][model].items()}
+        parts.append(f"{title} {means['adamw']:.4f} by AdamW, {means['muon']:.4f} by Muon")
+    return f"Validation loss, each at the best of its own rates: {'; '.join(parts)} (`benchmarks/optimisers.py`)."
+
+
+def _adapted(found):
+    full, low = (found["found"][way] for way in ("full", "rank 8"))
+    of_text = found["figure"] == "accuracy"
+    say = "{:.1%} right".format if of_text else "{:.3f} nats a token".format
+    title = "all-MiniLM-L6-v2 on SST-2" if of_text else "A small GPT-2 of novels, on plays"
+    share = low["parameters that learn"] / full["parameters that learn"]
+    return (
+        f"{title}, {found['settings']['steps']} steps: {say(full['mean'])} by full fine-tuning, {say(low['mean'])} by "
+        f"LoRA of rank 8, where {share:.1%} of the parameters learn and {low['bytes kept'] / 2**20:.1f} MiB are kept "
+        f"of {full['bytes kept'] / 2**20:.1f} (test, means over seeds, each at the best of its own rates; "
+        "`benchmarks/lora.py`)."
+    )
 
 
 def _read(folder):
@@ -239,6 +305,7 @@ def main():
         return
     if arguments.results.is_dir():
         write(arguments.readme, "learnt", learnt(arguments.results))
+        write(arguments.readme, "trusted", trusted(arguments.results))
         return
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
     if "sentences" in results:

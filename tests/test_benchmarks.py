@@ -190,6 +190,7 @@ def test_the_readmes_figures_are_what_the_scripts_write():
     assert report.replaced(readme, "speed", report.tables(speed)) == readme
     assert report.replaced(readme, "embed", report.embedded(read("embed-cpu.json"))) == readme
     assert report.replaced(readme, "learnt", report.learnt(ROOT / "benchmarks" / "results")) == readme
+    assert report.replaced(readme, "trusted", report.trusted(ROOT / "benchmarks" / "results")) == readme
     apart = report.differences(read("quick-1.json"), read("quick-2.json"))
     assert report.replaced(readme, "agreement", report.agreement(apart)) == readme
     assert report.replaced(readme, "models", table.table(read("verify.json"))) == readme

@@ -864,17 +864,18 @@ class Train:
     """The ids of --tokenizer bpe or wordpiece at most; 8000 unless told, of clip's tiny 2048, of encoder-decoder's tiny
     512 and mini 2000."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
-    """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads, dropout).
-    May be repeated. Started by torchrun, batch is what all processes take together, micro_batch what one computes at
-    once, and shard=true parts weights, gradients and the optimiser's state over them. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside. vit and mae
-    have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing, mixup, cutmix,
-    erasing, drop_path; mae mask_ratio. clip has these of pictures and the model too, the sizes
-    of its towers (image_dim, text_dim, ...), and template and names: several parted by |, or a file with one a line.
+    """A setting (steps, batch, length, lr, seed, autocast, ...) or a field of the model (dim, depth, heads,
+    dropout). May be repeated. bert has masked=0.15, whole_words=true and cased=true (of a wordpiece learnt) beside.
+    vit and mae have image, patch, channels of the model, and crop, shift, flip, randaugment; vit label_smoothing,
+    mixup, cutmix, erasing, drop_path; mae mask_ratio. clip has these of pictures and the model too, the sizes of
+    its towers (image_dim, text_dim, ...), and template and names: several parted by |, or a file with one a line.
     encoder-decoder has tokens=2048 of both sides a step, of like lengths together, in the place of batch; smoothing=0.1
     of labels, scored=200 validation sources translated as it learns, joint=false for a tokeniser of either side;
     schedule=noam instead of cosine and ema=0.999, which all have, are often used with it.
     optimizer=muon learns the matrices of the blocks by Muon, and the rest, as else all, by AdamW.
-    With micro_batch, a large batch fits a small memory: with the same gradient, also for clip.
+    With micro_batch, a large batch fits a small memory: with the same gradient, also for clip. Of many processes, which
+    torchrun starts, batch is what all take together, micro_batch what one computes at once, and shard=true lays
+    weights, gradients and the optimiser's state in parts over them.
     Of faults all have keep=2 (checkpoints kept), keep_best=true (that of the best evaluation as well), nan_limit=10
     (steps in a row that may be skipped where the loss or the gradient is no number; their batches are in OUT/faults),
     spike=6 (back to the last checkpoint, and past the data since, where the loss is so many standard deviations above
