@@ -222,6 +222,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(nursery, paths, tmp_path
     until(lambda: (out / "log.jsonl").is_file() and (out / "log.jsonl").stat().st_size > 5000)
     children[1].send(signal.SIGTERM)
     ended = [child.wait() for child in children]
+    assert [status for status, _ in ended] == [128 + signal.SIGTERM] * 2
     assert "and saved" in ended[0][1]
     assert ended[1][1] == ""
     (step,) = state.steps(out / "checkpoints")
@@ -255,6 +256,37 @@ def test_what_is_no_number_in_one_process_is_skipped_by_both(nursery, paths, tmp
     rows = sum(len(value) for name, value in load_file(run / "faults" / "step-4.safetensors").items() if "ids" in name)
     assert rows == len(written["examples"]) == 4
     assert records(run)[-1]["step"] == 20
+
+
+LIMITED = """
+import resource
+from scratchformers.training import state
+write = state._write_parts
+def limited(folder, tensors):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    write(folder, tensors)
+state._write_parts = limited
+"""
+
+
+@pytest.mark.unhooked
+def test_a_full_disk_is_said_by_those_who_write_parts(nursery, paths, tmp_path):
+    arguments = survival.command(
+        "gpt2", paths["text"], tmp_path / "run", **settings("gpt2", shard="true", save_every=5)
+    )
+    ended = [child.wait() for child in started(nursery, arguments, first=LIMITED)]
+    assert [status for status, _ in ended] == [2, 2]
+    for _, said in ended:
+        assert f"{tmp_path / 'run'} takes no more (" in said
+        assert "Traceback" not in said
+    assert not [*(tmp_path / "run" / "checkpoints").iterdir()]
+
+
+def test_a_run_takes_other_threads_in_another_number_of_processes(nursery, paths, tmp_path):
+    out, _ = trained(nursery, paths, "gpt2", tmp_path / "run", threads=2, count=1)
+    shutil.rmtree(out / "checkpoints" / "step-20")
+    _, said = trained(nursery, paths, "gpt2", out, threads=1)
+    assert "1 threads" in said[0]
 
 
 LEAP = """

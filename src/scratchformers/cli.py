@@ -922,8 +922,8 @@ class Train:
         trackers = tracking.check(self.log)
         request = Request(
             self.recipe, self.out, self.data, self.valid, self.preset, self.source, self.tokenizer, self.vocab, given,
-            device=auto_device(self.device or str(begun.get("device") or "auto")), threads=threads,
-            task=self.task, columns=columns, freeze=self.freeze,
+            device=auto_device(processes.own_device(self.device or str(begun.get("device") or "auto"))),
+            threads=threads, task=self.task, columns=columns, freeze=self.freeze,
             lora=dict(_pair(text, "--lora") for text in self.lora),
         )  # fmt: skip
         with processes.joined(request.device):
@@ -955,10 +955,12 @@ class Train:
             failed = True
         if failed:  # and what the step held is free again
             note(less_memory(run.at_once, _fitting(run)))
+            if "RANK" in os.environ:  # the others wait for this one, and should not for long
+                raise SystemExit(2)
             return 2
         if not run.finished:
             print(f"Stopped at step {run.step} of {run.settings.steps}, and saved: {self.interrupted()}.")
-            return 128 + signals[0]
+            return 128 + (signals[0] if signals else signal.SIGTERM)  # another process may have been told
         print(f"Best validation {run.achieved}: {self.out / 'model'}. The curve: {self.out / 'loss.png'}.")
         return None
 
@@ -987,6 +989,7 @@ def saving_first(run: Any) -> Iterator[list[int]]:
     def stop(number: int, frame: Any) -> None:
         came.append(number)
         if len(came) > 1:
+            run.leave()
             raise KeyboardInterrupt
         run.stop()
         if os.environ.get("RANK", "0") != "0":

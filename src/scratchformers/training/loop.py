@@ -374,6 +374,7 @@ class Run:
         self.compiled = Compiled(task.model) if settings.compile else None
         self.at_once = 0  # rows that the last step computed at once
         self.stopping, self.asked_to_stop = False, False  # as all processes know, and as this one was told
+        self.leaving = False
         self.step, self.saved, self.best_at = 0, 0, 0  # steps: the last one, that of the last and the best checkpoint
         self.best = math.inf  # the best figure so far; an accuracy is turned round, so that less is better
         self.skipped, self.rolled = 0, 0  # steps in a row; times in a row that the run went back to one checkpoint
@@ -403,6 +404,10 @@ class Run:
         """The run saves and ends after the step it is at, and after its evaluation where one is due, so that going on
         with it gives what it would have given. May be called from a signal's handler."""
         self.asked_to_stop = True
+
+    def leave(self) -> None:
+        """From now on nothing is waited for: the process is about to end."""
+        self.leaving = True
 
     def begin_epoch(self) -> None:
         """Where the data is no longer what it was, and the place in it says nothing."""
@@ -435,17 +440,26 @@ class Run:
         }
         model, average = self.task.model, self.average.values
         write = state.saving(self.checkpoints, self.step, model, self.optimizer, rest, average=average)
-        self._writing = self.step, self._writer.submit(write)
-        if processes.count() > 1:  # which speak to each other for it, one thing at a time
-            self._settle()
+        if processes.count() == 1:
+            self._writing = self.step, self._writer.submit(write)
+            return
+        done: Future[None] = Future()  # processes speak to each other for it, one thing at a time
+        with faults.writing(self.folder, self.saved):
+            done.set_result(write())
+        self._writing = self.step, done
+        self._settle()
 
     def _settle(self) -> None:
         """Until the checkpoint that is being written is there, and others may go."""
-        (step, written), self._writing = self._writing, (0, None)
+        step, written = self._writing
         if written is None:
             return
-        with faults.writing(self.folder, self.saved):
-            written.result()
+        try:
+            with faults.writing(self.folder, self.saved):
+                written.result()
+        finally:
+            if written.done():  # else it was this wait that was interrupted
+                self._writing = 0, None
         self.saved = step
         if not processes.leads():
             return
@@ -467,7 +481,8 @@ class Run:
                     self.step += 1
                     yield from self._next(log)
             finally:
-                self._settle()
+                if not self.leaving:
+                    self._settle()
 
     def _next(self, log: Log) -> Iterator[Record]:
         """A step, and what is due after it."""

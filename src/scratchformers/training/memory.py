@@ -20,7 +20,7 @@ def begin_anew() -> None:
     MiniLM held 3 % more with every step, without end. Without these caches it stays, and steps take no longer.
     """
     before = os.environ.get(TUNABLES, "")
-    if platform.libc_ver()[0] != "glibc" or "tcache" in before:
+    if platform.libc_ver()[0] != "glibc" or "tcache" in before or "-" in sys.orig_argv:  # a program read from stdin
         return
     os.environ[TUNABLES] = f"{before}:{UNCACHED}".strip(":")
     with contextlib.suppress(OSError):

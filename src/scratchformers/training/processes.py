@@ -29,20 +29,29 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+def own_device(asked: str) -> str:
+    """Of the devices of a machine each of its processes has one: cuda, or auto where there is CUDA, is this one's from
+    now on. ValueError for what processes cannot share."""
+    if not launched():
+        return asked
+    kind = asked.partition(":")[0]
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        return "cuda"
+    if kind not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"--device {asked} is not for many processes: expected cuda or cpu.")
+    return "cpu" if kind == "auto" else kind
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Within it the processes that torchrun started can speak to each other. On CUDA each has a device of its own."""
+    """Within it the processes that torchrun started can speak to each other."""
     if not launched():
         yield
         return
-    on_cuda = torch.device(device).type == "cuda"
-    if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()  # not after an error, where it might wait for what nobody will send
 
 
 def count() -> int:

@@ -207,7 +207,8 @@ def _same_request(request: Request, saved: Mapping[str, Any]) -> Request:
     ]
     if not differs:
         known = {**saved["model"], **saved["settings"]}  # `length` is both: the positions and the window
-        given = {name: value for name, value in parse(_of_task(request, saved)).items() if name not in FREE}
+        free = FREE if saved.get("processes", 1) == processes.count() else (*FREE, "threads")
+        given = {name: value for name, value in parse(_of_task(request, saved)).items() if name not in free}
         differs = [f"{name} {known[name]}, not {value}" for name, value in given.items() if known[name] != value]
     if request.source is not None and saved["paths"]["source"] is None:
         differs.append("no source")

@@ -87,13 +87,16 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, 
 def _write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Of each tensor what this process has; of one that all have alike, one process's, and of random states, which all
     have and which differ, the first one's."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
     processes.wait()  # for the folder
     for name in tensors:
         if name.startswith("random."):
             dist.broadcast(tensors[name], 0)
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    try:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:  # which is no Exception
+        raise OSError("; ".join(str(each[0]) for each in error.failures.values())) from None
     for path in _parts(folder):
         _sync(path)
     processes.wait()
@@ -202,7 +205,7 @@ def _read_parts(
     folder: Path, model: nn.Module, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """All tensors of a checkpoint, of those that lie in parts here what this process has, from files cut anyhow."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
 
     weights = model.state_dict()
     likes = {f"model.{name}": value for name, value in weights.items()}
@@ -218,5 +221,9 @@ def _read_parts(
             tensors[name] = torch.zeros(held.size, dtype=held.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*load in a single process")  # which is meant
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=processes.count() == 1)
+        try:
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=processes.count() == 1)
+        except CheckpointException as error:
+            said = "; ".join(str(each[0]) for each in error.failures.values())
+            raise ValueError(f"{folder} cannot be read ({said}).") from None
     return tensors
