@@ -81,7 +81,7 @@ def overhead(folder, rounds, *, steps=CHUNK):
     import scratchformers as sf
 
     config = sf.GPT2Config(**SIZES)
-    ours, theirs = (run_of(config, folder / name, batch=8) for name in ("ours", "bare"))
+    ours, theirs = (run_of(config, folder / name, batch=5) for name in ("ours", "bare"))
     records, take = iter(ours), bare(theirs)
     sides = {"ours": lambda: [next(records)["loss"] for _ in range(steps)], "bare": lambda: take(steps)}
     first = {name: work() for name, work in sides.items()}
