@@ -13,17 +13,18 @@ import argparse
 import json
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import runs
 
-RATES = [0.0005 * 2**i for i in range(6)]
+RATES = [0.001 * 2**i for i in range(4)]
 SHARED = {"threads": 1, "save_every": 10000}
 SETTINGS = {
-    "gpt2": {"steps": 1000, "batch": 16, "dim": 128, "depth": 4, "heads": 4, "length": 64, "dropout": 0.0}
-    | {"warmup": 100, "eval_every": 100, **SHARED},
-    "vit": {"steps": 1000, "batch": 64, "dim": 64, "depth": 4, "heads": 4, "image": 8, "patch": 2, "channels": 1}
-    | {"flip": "false", "warmup": 100, "eval_every": 100, **SHARED},
+    "gpt2": {"steps": 400, "batch": 16, "dim": 128, "depth": 4, "heads": 4, "length": 64, "dropout": 0.0}
+    | {"warmup": 40, "eval_every": 50, **SHARED},
+    "vit": {"steps": 400, "batch": 64, "dim": 64, "depth": 4, "heads": 4, "image": 8, "patch": 2, "channels": 1}
+    | {"flip": "false", "warmup": 40, "eval_every": 50, **SHARED},
 }
 QUICK = {"steps": 6, "warmup": 2, "eval_every": 3, "dim": 32, "depth": 1}
 OPTIMISERS = ("adamw", "muon")
@@ -83,11 +84,16 @@ def compared(recipe, settings, rates, seeds, folder):
 
 
 def measure(out, *, quick):
-    found, rates, seeds = {}, RATES[2:4] if quick else RATES, (0, 1) if quick else (0, 1, 2, 3)
+    found, rates, seeds = {}, RATES[2:4] if quick else RATES, (0, 1) if quick else (0, 1, 2)
     settings = {recipe: {**given, **(QUICK if quick else {})} for recipe, given in SETTINGS.items()}
-    for recipe, given in settings.items():
-        with tempfile.TemporaryDirectory() as folder:
-            found[recipe] = compared(recipe, given, rates, seeds, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # a core each
+        for recipe in settings:
+            Path(folder, recipe).mkdir()
+        going = {
+            recipe: pool.submit(compared, recipe, given, rates, seeds, Path(folder, recipe))
+            for recipe, given in settings.items()
+        }
+        found |= {recipe: each.result() for recipe, each in going.items()}
     said = {"command": "python benchmarks/optimisers.py" + " --quick" * quick, "settings": settings}
     results = {**said, "found": found, **runs.where("cpu")}
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
