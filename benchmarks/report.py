@@ -69,8 +69,8 @@ def learnt(folder):
 
 def trusted(folder):
     """What the measurements of training itself found, a sentence each."""
-    said = {"survival": _survived, "loop": _loop, "checkpointing": _twice, "plan": _planned, "optimisers": _optimised}
-    said |= {"lora-bert": _adapted, "lora-gpt2": _adapted}
+    said = {"survival": _survived, "loop": _loop, "checkpointing": _twice, "plan": _planned, "preparation": _prepared}
+    said |= {"optimisers": _optimised, "lora-bert": _adapted, "lora-gpt2": _adapted}
     found = {name: folder / f"{name}.json" for name in said}
     lines = [said[name](json.loads(path.read_text(encoding="utf-8"))) for name, path in found.items() if path.is_file()]
     return "\n".join(f"- {line}" for line in lines)
@@ -117,6 +117,12 @@ def _optimised(found):
         means = {name: each["mean"] for name, each in found["found"][model].items()}
         parts.append(f"{title} {means['adamw']:.4f} by AdamW, {means['muon']:.4f} by Muon")
     return f"Validation loss, each at the best of its own rates: {'; '.join(parts)} (`benchmarks/optimisers.py`)."
+
+
+def _prepared(found):
+    rows = [(row["text_bytes"] / 1e9, name, row["preparing_mib"]) for name, row in found["rows"].items()]
+    said = "; ".join(f"{size:.1f} GB, {name}: {mib:.0f} MiB" for size, name, mib in rows)
+    return f"Making ids of a text took, above the interpreter, of {said} (`benchmarks/preparation.py`)."
 
 
 def _adapted(found):

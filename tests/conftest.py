@@ -6,6 +6,7 @@ import torch
 sys.path.insert(0, __file__.rpartition("conftest.py")[0])
 sys.path.append(__file__.rpartition("tests")[0] + "benchmarks")
 import reference  # before anything imports transformers
+import survival
 
 torch.set_num_threads(1)
 
@@ -39,3 +40,17 @@ def berts(tmp_path_factory):
         theirs.save_pretrained(folder)
         made[kind] = theirs, folder
     return made
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    """What forks processes that run the program, for those who kill them or let them train together."""
+    made = survival.Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Of the data that the nursery's runs read, by kind."""
+    return survival.data(tmp_path_factory.mktemp("data"))

@@ -38,18 +38,6 @@ SMALL = {
 KINDS = {"alike": "false", "in parts": "true"}
 
 
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    made = survival.Nursery(tmp_path_factory.mktemp("nursery"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return survival.data(tmp_path_factory.mktemp("data"))
-
-
 def settings(name, **changed):
     own = {key: value for key, value in PLAIN.items() if key != "dropout" or name not in ("vit", "mae", "clip")}
     return {**own, **SMALL[name], **changed}

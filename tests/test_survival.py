@@ -29,18 +29,6 @@ from scratchformers.training.runs import open_run
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    made = survival.Nursery(tmp_path_factory.mktemp("nursery"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory):
-    return survival.data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def whole(nursery, paths, tmp_path_factory):
     """The folder of a run of each model that nothing happened to."""
     made = {}

@@ -40,11 +40,6 @@ class Documents:
             for text in [document] if isinstance(document, str) else document:
                 yield number, text
 
-    @property
-    def many(self) -> bool:
-        """Whether there is more than one."""
-        return any(number for number, _ in self.pieces())
-
     def part(self, start: int, stop: int) -> "Documents":
         """Characters `start` to `stop`, counted over all texts: those at the ends may be cut."""
         return Documents(lambda: apart(_part(self.pieces(), start, stop)))

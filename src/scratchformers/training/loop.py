@@ -443,14 +443,12 @@ class Run:
         if processes.count() == 1:
             self._writing = self.step, self._writer.submit(write)
             return
-        done: Future[None] = Future()  # processes speak to each other for it, one thing at a time
         with faults.writing(self.folder, self.saved):
-            done.set_result(write())
-        self._writing = self.step, done
-        self._settle()
+            write()  # for which processes speak to each other, one thing at a time
+        self._saved(self.step)
 
     def _settle(self) -> None:
-        """Until the checkpoint that is being written is there, and others may go."""
+        """Until the checkpoint that is being written is there."""
         step, written = self._writing
         if written is None:
             return
@@ -460,6 +458,10 @@ class Run:
         finally:
             if written.done():  # else it was this wait that was interrupted
                 self._writing = 0, None
+        self._saved(step)
+
+    def _saved(self, step: int) -> None:
+        """The checkpoint of that step is there, and others may go."""
         self.saved = step
         if not processes.leads():
             return
