@@ -1,6 +1,10 @@
 """Blocks that compute their activations twice, and models that are compiled, learn what the plain ones learn."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -250,6 +254,25 @@ def test_where_nothing_compiles_the_run_says_why_and_goes_on(data, tmp_path, cap
     assert said not in plain[1]
     assert losses(tmp_path / "ours") == losses(tmp_path / "plain"), "what failed has drawn nothing"
     assert len(calls) == 1, "it is not tried again"
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("missing", [False, True])
+def test_torchs_own_compiler_or_the_reason_why_not(data, tmp_path, missing):  # noqa: F811
+    """What writes C++, where there is a compiler for it, and where there is none: nothing here is pretended."""
+    there = not missing and any(map(shutil.which, ("g++", "c++", "clang++")))
+    environment = dict(os.environ, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), TORCHINDUCTOR_COMPILE_THREADS="1")
+    environment |= {"CXX": str(tmp_path / "nowhere")} if missing else {}
+    given = ["steps=3", "batch=4", "length=16", "dim=16", "depth=1", "heads=2", "threads=1", "dropout=0"]
+    for name in ("plain", "ours"):
+        command = [sys.executable, "-m", "scratchformers", "train", "gpt2", "--data", data, "--out", tmp_path / name]
+        command += [part for each in given for part in ("--set", each)]
+        more = ["--set", "compile=true"] if name == "ours" else []
+        said = subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)
+        assert said.returncode == 0, said.stderr
+    assert dict(losses(tmp_path / "ours")) == pytest.approx(dict(losses(tmp_path / "plain")), rel=0, abs=1e-5)
+    assert ("torch.compile does not work here (" in said.stdout) == (not there), said.stdout
+    assert any((tmp_path / "cache").rglob("*.so")) == there, "kernels were compiled"
 
 
 @pytest.mark.unhooked

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_training import TEXT, request
 
 import scratchformers as sf
-from scratchformers.text import END, characters, train_bpe
+from scratchformers import text as text_module
+from scratchformers.text import END, characters, pieces, train_bpe
 from scratchformers.training import documents
 from scratchformers.training.data import Windows, to_stream
 from scratchformers.training.documents import Documents, digest, read_texts
@@ -202,6 +203,17 @@ def test_a_bpe_is_the_same_for_the_same_text_in_any_process():
         command = [sys.executable, "-c", code, TEXT]
         found.add(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     assert len(found) == 1
+
+
+def test_a_bpe_is_learnt_from_little_at_a_time(monkeypatch):
+    """The library holds 256 of the pieces it is given."""
+    seen = []
+    whole = train_bpe([TEXT], 290)
+    monkeypatch.setattr(text_module, "pieces", lambda *how: (seen.append(each) or each for each in pieces(*how)))
+    monkeypatch.setattr(text_module, "SHORT", 20)
+    assert train_bpe([TEXT], 290).digest() == whole.digest()
+    assert "".join(seen) == TEXT
+    assert max(map(len, seen)) < 30
 
 
 @settings(max_examples=300, deadline=None)

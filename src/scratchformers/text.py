@@ -29,6 +29,7 @@ FAIRSEQ = {"pad": "<pad>", "unknown": "<unk>", "cls": "<s>", "sep": "</s>", "mas
 PAIR = tuple(FAIRSEQ[name] for name in ("pad", "cls", "sep"))
 TARGET = "target_tokenizer.json"  # beside a source's tokenizer.json, where the target has another
 CHUNK = 1 << 20  # characters encoded at once
+SHORT = 1 << 14  # characters a vocabulary is learnt from at a time: the library holds 256 such pieces
 BIT, PLAIN = 1 << 14, " \n"  # characters encoded by one core at once, and before what they may be cut
 
 Text = str | Sequence[str]  # one, or a pair
@@ -468,7 +469,7 @@ def train_bpe(texts: Iterable[str], vocab: int, *, special: Sequence[str] = ()) 
     _make_byte_level(tokenizer)
     written = re.compile("|".join(map(re.escape, (*special, *last))))
     parts = (part for text in texts for part in written.split(text))  # what is written out is no text to learn from
-    tokenizer.train_from_iterator((piece for part in parts for piece in pieces(part, CHUNK)), trainer)
+    tokenizer.train_from_iterator((piece for part in parts for piece in pieces(part, SHORT)), trainer)
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in (*special, *last)])
     _put_around(tokenizer)
     return TextTokenizer(tokenizer)
