@@ -7,8 +7,10 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +21,9 @@ import torch
 from test_cli import run as program
 from test_training import SMALL, TEXT, Ragged, data, losses, request, run_all  # noqa: F401 (a fixture)
 
+import scratchformers as sf
 from scratchformers.checkpoints import files
+from scratchformers.text import train_bpe
 from scratchformers.training import faults, log, loop, state
 from scratchformers.training.loop import Run, Settings
 from scratchformers.training.request import Request
@@ -640,8 +644,63 @@ def test_too_little_memory_is_a_sentence_that_proposes_a_micro_batch(capsys, dat
     assert program(capsys, *arguments, "--resume", "--set", "micro_batch=2")[0] == 0
 
 
+IN_LITTLE = """
+import resource, sys
+from pathlib import Path
+
+import torch._dynamo
+from scratchformers.cli import main
+from scratchformers.insight import plan
+from scratchformers.training import runs
+
+torch.set_num_threads(1)
+torch.ones(1, requires_grad=True).sum().backward()  # starts its thread
+size = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize() + (400 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("started", [False, True])
+def test_a_run_in_little_memory_learns_with_what_it_proposes(tmp_path, started):
+    """Of so much address space, as `ulimit -v` gives it; nothing is pretended. What is asked for in vain are the scores
+    of a large vocabulary, 130 MB of them at a time: enough is left for the little that a sentence needs."""
+    draw, text, sizes = random.Random(0), tmp_path / "text.txt", {"length": 128, "dim": 32, "depth": 2, "heads": 2}
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 9))) for _ in range(6000)]
+    text.write_text(" ".join(draw.choices(words, k=30000)), encoding="utf-8")
+    given = ["steps=2", "batch=64", "threads=1"]
+    if started:
+        tokenizer = train_bpe([text.read_text(encoding="utf-8")], 4000)
+        model = sf.GPT2(sf.GPT2Config(vocab=tokenizer.vocab, **sizes))
+        model.assets = tokenizer.files
+        model.save_pretrained(tmp_path / "source")
+        more = ["--from", tmp_path / "source"]
+    else:
+        more, given = ["--tokenizer", "bpe", "--vocab", "4000"], given + [f"{name}={n}" for name, n in sizes.items()]
+    command = [sys.executable, "-c", IN_LITTLE, "train", "gpt2", "--data", text, "--out", tmp_path / "run"]
+    asked = [*more, *(part for each in given for part in ("--set", each))]
+    # one arena of glibc's: a thread of its own takes 64 MiB more of addresses, not of memory
+    environment, rows = dict(os.environ, MALLOC_ARENA_MAX="1"), [64]
+    for _ in range(3):
+        ended = subprocess.run([*command, *asked], capture_output=True, text=True, env=environment, check=False)
+        if ended.returncode == 0:
+            break
+        said = re.search(rf"memory for {rows[-1]} rows at once: --set micro_batch=(\d+), .* the plan", ended.stderr)
+        assert ended.returncode == 2, ended.stderr
+        assert said, ended.stderr
+        rows.append(int(said[1]))
+        asked = ["--resume", "--set", f"micro_batch={said[1]}"]
+    assert ended.returncode == 0, f"{rows} did not fit: {ended.stderr}"
+    assert len(rows) > 1, "it was too little"
+    assert losses(tmp_path / "run")[-1][0] == 2
+
+
 def test_a_single_row_that_is_too_much_asks_for_less_of_it():
     assert not faults.is_of_memory(RuntimeError("a storage that was allocated elsewhere")), "another error stays itself"
+    assert faults.is_of_memory(RuntimeError("could not create a primitive")), "oneDNN's"
+    assert faults.is_of_memory(RuntimeError("can't start new thread")), "Python's"
+    assert not faults.is_of_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
     assert "for a single row: choose a smaller length" in faults.less_memory(1)
 
 

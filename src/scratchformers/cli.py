@@ -1872,7 +1872,9 @@ def main(arguments: list[str] | None = None) -> int:
         note(str(error))
         return 2
     except (RuntimeError, MemoryError) as error:
-        if "alloc" not in str(error).lower() and "out of memory" not in str(error).lower():
+        from scratchformers.training.faults import is_of_memory
+
+        if not is_of_memory(error):
             raise
         note("There is not enough memory: choose a smaller model, batch or length.")
         return 2

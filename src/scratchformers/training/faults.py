@@ -15,6 +15,7 @@ from scratchformers.training import processes
 
 WHOLE = 2**26  # bytes of a batch that is written down with its tensors; of a larger one only the rows
 RECENT, LEAST = 50, 20  # losses from which the next one should not be far; with fewer there is nothing to say
+UNSAID = "could not create a primitive", "can't start new thread"  # of oneDNN and Python, where memory is what lacks
 ROLLBACKS = 3  # to the same checkpoint
 
 
@@ -64,9 +65,9 @@ def check_writable(folder: Path) -> None:
 
 def is_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had, as each library has it."""
-    said = str(error).lower()
+    said = str(error).lower().strip()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said or said in UNSAID)
     )
 
 
