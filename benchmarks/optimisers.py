@@ -4,9 +4,9 @@
     python benchmarks/optimisers.py --quick     # that it works, in seconds
 
 GPT-2 reads Python's own manual pages (pydoc_data, which comes with Python), the ViT scikit-learn's digits. Rates are a
-factor of two apart; one whose best is the highest or lowest tried says so. Choosing is by the first seed's validation
-loss, and what is said is the mean over the others, so that neither gains by having been chosen. A step's time is the
-median's. Writes results/optimisers.json.
+factor of two apart, and more are tried until the best has a worse one on either side. Choosing is by the mean
+validation loss of two seeds, and what is said is the mean over four others, so that neither gains by having been
+chosen. A step's time is the median's. Writes results/optimisers.json.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import runs
 
-RATES = [0.001 * 2**i for i in range(4)]
+RATES, MOST = [0.001 * 2**i for i in range(4)], 8  # to begin with; how many at most
+CHOOSING, OTHERS = (0, 1), (2, 3, 4, 5)  # seeds
 SHARED = {"threads": 1, "save_every": 10000}
 SETTINGS = {
     "gpt2": {"steps": 400, "batch": 16, "dim": 128, "depth": 4, "heads": 4, "length": 64, "dropout": 0.0}
@@ -59,24 +60,31 @@ def trained(recipe, data, settings, seed, folder):
     return found, statistics.median(record["seconds"] for record in log if "seconds" in record)
 
 
-def compared(recipe, settings, rates, seeds, folder):
+def compared(recipe, settings, rates, most, seeds, folder):
     data, found = DATA[recipe](folder), {}
     for optimiser in OPTIMISERS:
         tried = {}
-        for rate in rates:
+
+        def results(rate, some, optimiser=optimiser):
             given = {**settings, "optimizer": optimiser, "lr": rate}
-            tried[rate] = trained(recipe, data, given, seeds[0], folder / f"{optimiser}-{rate}")[0]
+            return [trained(recipe, data, given, seed, folder / f"{optimiser}-{rate:g}-{seed}") for seed in some]
+
+        def choose(rate, tried=tried, optimiser=optimiser):
+            tried[rate] = statistics.mean(loss for loss, _ in results(rate, seeds[0]))
             print(f"{recipe}, {optimiser}, lr {rate:g}: {tried[rate]:.4f}", flush=True)
-        best = min(rates, key=tried.__getitem__)
-        given = {**settings, "optimizer": optimiser, "lr": best}
-        again = [trained(recipe, data, given, seed, folder / f"{optimiser}-again-{seed}") for seed in seeds[1:]]
-        losses, seconds = zip(*again)
+
+        for rate in rates:
+            choose(rate)
+        while (best := min(tried, key=tried.__getitem__)) in (edges := (min(tried), max(tried))) and len(tried) < most:
+            choose(2 * best if best == edges[1] else best / 2)
+        losses, seconds = zip(*results(best, seeds[1]))
         found[optimiser] = {
-            "validation loss by rate": tried,
+            "validation loss by rate": {f"{rate:g}": tried[rate] for rate in sorted(tried)},
             "rate": best,
-            "the best rate is at the edge": best in (rates[0], rates[-1]),
+            "the best rate is at the edge": best in edges,
             "validation loss of other seeds": losses,
             "mean": round(statistics.mean(losses), 4),
+            "standard deviation": round(statistics.stdev(losses), 4),
             "milliseconds a step": round(1000 * statistics.median(seconds), 2),
         }
         print(f"{recipe}, {optimiser}: {found[optimiser]}", flush=True)
@@ -84,17 +92,19 @@ def compared(recipe, settings, rates, seeds, folder):
 
 
 def measure(out, *, quick):
-    found, rates, seeds = {}, RATES[2:4] if quick else RATES, (0, 1) if quick else (0, 1, 2)
+    rates, most, seeds = (RATES[2:4], 2, ((0,), (1, 2))) if quick else (RATES, MOST, (CHOOSING, OTHERS))
+    found = {}
     settings = {recipe: {**given, **(QUICK if quick else {})} for recipe, given in SETTINGS.items()}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:  # a core each
         for recipe in settings:
             Path(folder, recipe).mkdir()
         going = {
-            recipe: pool.submit(compared, recipe, given, rates, seeds, Path(folder, recipe))
+            recipe: pool.submit(compared, recipe, given, rates, most, seeds, Path(folder, recipe))
             for recipe, given in settings.items()
         }
         found |= {recipe: each.result() for recipe, each in going.items()}
     said = {"command": "python benchmarks/optimisers.py" + " --quick" * quick, "settings": settings}
+    said["seeds"] = dict(zip(("that chose", "of the mean"), seeds))
     results = {**said, "found": found, **runs.where("cpu")}
     out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
