@@ -250,9 +250,9 @@ LIMITED = """
 import resource
 from scratchformers.training import state
 write = state._write_parts
-def limited(folder, tensors):
+def limited(*given):
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-    write(folder, tensors)
+    write(*given)
 state._write_parts = limited
 """
 
@@ -268,6 +268,32 @@ def test_a_full_disk_is_said_by_those_who_write_parts(nursery, paths, tmp_path):
         assert f"{tmp_path / 'run'} takes no more (" in said
         assert "Traceback" not in said
     assert not [*(tmp_path / "run" / "checkpoints").iterdir()]
+
+
+LATE = """
+import threading
+from scratchformers.training import language, state
+saving, write, plain, computing = state.saving, state._write, language.NextToken.loss, threading.Event()
+def cleared(folder, step, *given, **more):
+    computing.clear()
+    if step == 20:  # the last one, which no step follows
+        computing.set()
+    return saving(folder, step, *given, **more)
+def late(*given):
+    assert computing.wait(60), "no step was computed meanwhile"
+    write(*given)
+def loss(self, model, given):
+    computing.set()
+    return plain(self, model, given)
+state.saving, state._write, language.NextToken.loss = cleared, late, loss
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_written_while_the_next_step_computes(nursery, paths, alone, tmp_path, kind):
+    out, _ = trained(nursery, paths, "gpt2", tmp_path / "run", first=EXACT + LATE, shard=KINDS[kind])
+    same(out, alone("gpt2"))
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-10", "step-20"]
 
 
 def test_a_run_takes_other_threads_in_another_number_of_processes(nursery, paths, tmp_path):

@@ -439,13 +439,9 @@ class Run:
             "schedule": {"lr": learning_rate(self.step, self.settings)},
         }
         model, average = self.task.model, self.average.values
-        write = state.saving(self.checkpoints, self.step, model, self.optimizer, rest, average=average)
-        if processes.count() == 1:
-            self._writing = self.step, self._writer.submit(write)
-            return
-        with faults.writing(self.folder, self.saved):
-            write()  # for which processes speak to each other, one thing at a time
-        self._saved(self.step)
+        more = {"average": average, "writers": self.shared.writers}
+        write = state.saving(self.checkpoints, self.step, model, self.optimizer, rest, **more)
+        self._writing = self.step, self._writer.submit(write)
 
     def _settle(self) -> None:
         """Until the checkpoint that is being written is there."""

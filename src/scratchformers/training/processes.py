@@ -67,17 +67,17 @@ def leads() -> bool:
     return rank() == 0
 
 
-def wait() -> None:
-    """Until all processes are here."""
-    total(0)
+def wait(group: Any = None) -> None:
+    """Until all processes are here, each in a thread that speaks to the others by this group; without one, the main."""
+    total(0, group)
 
 
-def total(value: float) -> float:
+def total(value: float, group: Any = None) -> float:
     """The sum over all processes."""
     if count() == 1:
         return value
     found = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(found)
+    dist.all_reduce(found, group=group)
     return type(value)(found)
 
 
@@ -167,8 +167,10 @@ class Shared:
         self._call: Any = _Called(model)
         self._synced = True
         self._units: list[Any] = []  # what is gathered at once
+        self.writers: Any = None  # by which those who write parts speak to each other, while others compute
         if self.parted:
             self._part()
+            self.writers = dist.new_group(backend="gloo", timeout=PATIENCE)
         elif count() > 1:
             # Every step of ours uses every parameter that learns; torch says so where one does not.
             self._call = nn.parallel.DistributedDataParallel(self._call, gradient_as_bucket_view=True)

@@ -53,21 +53,25 @@ def saving(
     rest: dict[str, Any],
     *,
     average: Mapping[str, Tensor],
+    writers: Any = None,
 ) -> Callable[[], None]:
     """What writes `folder/step-N` as things are now. `average` is empty where weights are not averaged. Nothing is
-    copied that need not be: until it was called, and came back, weights and optimiser are to stay as they are. Of many
-    processes all are to call it, and each comes back when the checkpoint is complete."""
-    return partial(_write, folder, step, _tensors(model, optimizer, average), rest)
+    copied that need not be: until it was called, and came back, weights and optimiser are to stay as they are. Where
+    they lie in parts all processes are to call it, each comes back when the checkpoint is complete, and meanwhile they
+    speak by `writers`, a group of their own; else the first process writes, and the others have nothing to do."""
+    if writers is None and not processes.leads():
+        return lambda: None
+    return partial(_write, folder, step, _tensors(model, optimizer, average), rest, writers)
 
 
-def _write(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, Any], writers: Any) -> None:
     temporary, final = folder / f".step-{step}.tmp", folder / f"step-{step}"
     try:
         if processes.leads():
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        if any(map(processes.is_parted, tensors.values())):
-            _write_parts(temporary, tensors)
+        if writers is not None:
+            _write_parts(temporary, tensors, writers)
         elif processes.leads():
             files.write_tensors(temporary / TENSORS, tensors)
         if processes.leads():
@@ -81,25 +85,30 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, 
         raise
     if processes.leads():
         _sync(folder)
-    processes.wait()
+    if writers is not None:
+        processes.wait(writers)
 
 
-def _write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
+def _write_parts(folder: Path, tensors: dict[str, Tensor], writers: Any) -> None:
     """Of each tensor what this process has; of one that all have alike, one process's, and of random states, which all
     have and which differ, the first one's."""
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter, save
 
-    processes.wait()  # for the folder
+    processes.wait(writers)  # for the folder
     for name in tensors:
         if name.startswith("random."):
-            dist.broadcast(tensors[name], 0)
+            dist.broadcast(tensors[name], 0, group=writers)
     try:
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(
+            tensors,
+            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
+            process_group=writers,
+        )
     except CheckpointException as error:  # which is no Exception
         raise OSError("; ".join(str(each[0]) for each in error.failures.values())) from None
     for path in _parts(folder):
         _sync(path)
-    processes.wait()
+    processes.wait(writers)
 
 
 def _parts(folder: Path) -> list[Path]:
