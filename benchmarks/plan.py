@@ -1,4 +1,4 @@
-"""Does `plan` say what training takes? Twelve configurations of all models, each trained in a process of its own until
+"""Does `plan` say what training takes? Configurations of all models, each trained in a process of its own until
 it holds no more than before, beside what was planned.
 
 python benchmarks/plan.py --out benchmarks/results/plan.json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import harness
 
-CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, checkpointing
+CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, checkpointing; optimiser, adapters
     "gpt2 124M": ("gpt2", "gpt2", 4, 4, 256, "off", False),
     "gpt2 124M, checkpointed, in micro-batches": ("gpt2", "gpt2", 8, 4, 384, "off", True),
     "bert minilm": ("bert", "minilm", 32, 32, 128, "off", False),
@@ -32,6 +32,9 @@ CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, chec
     "clip ViT-B/32, in micro-batches": ("clip", "ViT-B/32", 32, 8, None, "off", False),
     "encoder-decoder bart-base": ("encoder-decoder", "bart-base", 4, 4, 128, "off", False),
     "encoder-decoder small": ("encoder-decoder", "small", 24, 24, 128, "off", False),
+    "gpt2 124M, LoRA": ("gpt2", "gpt2", 4, 4, 256, "off", False, "adamw", {"rank": 8}),
+    "gpt2 124M, Muon": ("gpt2", "gpt2", 2, 2, 128, "off", False, "muon"),
+    "vit base, LoRA, checkpointed": ("vit", "base-16", 8, 8, None, "off", True, "adamw", {"rank": 8}),
 }
 LEAST, MOST, STILL, SAME = 4, 24, 3, 1.01  # steps; of them the last ones, and by what the peak may grow in them
 TRAINED = """
@@ -46,20 +49,22 @@ print(json.dumps(plan.planned(*{configuration!r})))
 """
 
 
-def planned(recipe, preset, batch, micro_batch, length, autocast, checkpointing):
+def planned(recipe, preset, batch, micro_batch, length, autocast, checkpointing, optimizer="adamw", adapters=None):
+    from scratchformers.cli import way_of
     from scratchformers.insight.plan import Asked, plan
-    from scratchformers.training.checkpointing import checkpoint_blocks
+    from scratchformers.training.loop import Settings
 
-    asked = Asked(preset, batch, micro_batch, length, autocast)
-    return plan(recipe, asked, **({"wrap": checkpoint_blocks} if checkpointing else {})).to_json()
+    way = way_of(Settings(optimizer=optimizer, checkpointing=checkpointing), adapters)
+    return plan(recipe, Asked(preset, batch, micro_batch, length, autocast), way=way).to_json()
 
 
-def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing):
+def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing, optimizer="adamw", adapters=None):
     """(bytes above what was held before, after each step, and its seconds) of the recipe's own task."""
     import dataclasses
 
     import torch
 
+    from scratchformers import lora
     from scratchformers.training.loop import Run
     from scratchformers.training.memory import keep_freed_memory
     from scratchformers.training.recipes import RECIPES
@@ -70,9 +75,12 @@ def trained(recipe, preset, batch, micro_batch, length, autocast, checkpointing)
     config = found.model.preset(preset)
     config = config if length is None else dataclasses.replace(config, length=length)
     own = {"batch": batch, "micro_batch": micro_batch, "steps": MOST + 1, "checkpointing": checkpointing}
-    settings = found.settings(**own, autocast=autocast)
+    settings = found.settings(**own, autocast=autocast, optimizer=optimizer)
     torch.manual_seed(0)
-    task = task_of(recipe, found.model(config), settings)
+    model = found.model(config)
+    if adapters:
+        lora.add(model, **adapters)
+    task = task_of(recipe, model, settings)
     with tempfile.TemporaryDirectory() as folder:
         run, seconds, held = Run(task, settings, Path(folder)), [], []
         while len(held) < LEAST or (held[-1] > SAME * held[-1 - STILL] and len(held) < MOST):

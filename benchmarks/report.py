@@ -114,9 +114,14 @@ def _planned(found):
 def _optimised(found):
     parts = []
     for model, title in (("gpt2", "GPT-2"), ("vit", "ViT")):
-        means = {name: each["mean"] for name, each in found["found"][model].items()}
-        parts.append(f"{title} {means['adamw']:.4f} by AdamW, {means['muon']:.4f} by Muon")
-    return f"Validation loss, each at the best of its own rates: {'; '.join(parts)} (`benchmarks/optimisers.py`)."
+        for name, way in (("adamw", "AdamW"), ("muon", "Muon")):
+            each = found["found"][model][name]
+            loss = f"{each['mean']:.3f} (± {each['standard deviation']:.3f})"
+            parts.append(f"{title} by {way} {loss} at {each['milliseconds a step']:.0f} ms a step")
+    return (
+        "Validation loss after as many steps, each at the best of its own rates, mean and deviation of four seeds: "
+        f"{'; '.join(parts)} (`benchmarks/optimisers.py`)."
+    )
 
 
 def _prepared(found):

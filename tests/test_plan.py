@@ -11,10 +11,12 @@ from test_cli import refused
 from test_cli import run as program
 
 import scratchformers as sf
+from scratchformers import lora
+from scratchformers.cli import way_of
 from scratchformers.insight import plan as planning
-from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, available, measure, plan
+from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, Way, available, measure, plan
 from scratchformers.training.checkpointing import checkpoint_blocks
-from scratchformers.training.loop import Settings, Task, make_optimizer
+from scratchformers.training.loop import Average, Settings, Task, make_optimizer
 
 NAMES = [*MODELS]
 TEXTS = ("gpt2", "bert", "clip", "encoder-decoder")
@@ -30,8 +32,9 @@ def small(name, rows=4, micro=None, **more):
     return Asked("tiny", rows, micro or rows, **length, **more)
 
 
-def memory(name, asked, wrap=lambda model: None):
-    return planning._memory(name, planning._config(name, asked), asked, wrap, asked.micro_batch)
+def memory(name, asked, prepare=lambda model: None, **settings):
+    way = dataclasses.replace(way_of(Settings(**settings)), prepare=prepare)
+    return planning._memory(name, planning._config(name, asked), asked, way, asked.micro_batch)
 
 
 def on_real_tensors(monkeypatch):
@@ -55,19 +58,49 @@ def test_what_is_played_takes_what_is_done(name, wrap, monkeypatch):
     assert played["weights"] == done["weights"]
 
 
+def adapt(model):
+    lora.add(model, rank=4, dropout=0.1)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_gradients_and_averages_are_the_optimisers(name):
-    found, (kind, _) = memory(name, small(name)), MODELS[name]
+@pytest.mark.parametrize(
+    ("prepare", "optimizer"),
+    [(lambda model: None, "adamw"), (lambda model: None, "muon"), (adapt, "adamw")],
+    ids=["adamw", "muon", "lora"],
+)
+def test_weights_gradients_and_averages_are_the_optimisers(name, prepare, optimizer):
+    found, (kind, _) = memory(name, small(name, ema=True), prepare, optimizer=optimizer), MODELS[name]
     model = kind(planning._config(name, small(name)))
-    optimizer = make_optimizer(model, Settings())
+    prepare(model)
+    settings = Settings(optimizer=optimizer, ema=0.9)
+    made, average = make_optimizer(model, settings), Average(model, settings.ema)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    optimizer.step()
-    averages = [x for state in optimizer.state.values() for x in state.values() if x.ndim or x.numel() > 1]
-    scalars = [p for p in model.parameters() if p.requires_grad and not p.ndim]  # CLIP's scale
+    made.step()
     assert found["weights"] == sum(p.nbytes for p in model.parameters())
     assert found["gradients"] == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    assert found["optimizer"] == sum(x.nbytes for x in averages) + 8 * len(scalars)
+    assert found["optimizer"] == sum(x.nbytes for state in made.state.values() for x in state.values())
+    constants = {name for name, _ in model.named_buffers()}
+    assert found["average"] == sum(x.nbytes for key, x in average.values.items() if key not in constants)
+
+
+def test_a_step_of_muon_takes_room_for_what_it_makes_orthogonal(monkeypatch):
+    """Of a wide block and a single short row it is more than the activations are."""
+    config, asked = sf.GPT2Config(vocab=16, length=4, dim=512, depth=1, heads=2, dropout=0.0), Asked("", 1, 1)
+    found = {
+        name: planning._memory("gpt2", config, asked, way_of(Settings(optimizer=name)), 1) for name in ("adamw", "muon")
+    }
+    largest = 4 * 512 * 512 * 4  # bytes of the largest matrix
+    assert found["muon"]["peak"] > found["adamw"]["peak"] + 2 * largest - found["adamw"]["optimizer"] / 2
+    assert found["muon"]["optimizer"] < 0.55 * found["adamw"]["optimizer"]
+
+
+def test_what_learns_little_takes_little():
+    whole, few = memory("gpt2", small("gpt2")), memory("gpt2", small("gpt2"), adapt)
+    assert few["gradients"] + few["optimizer"] < 0.2 * (whole["gradients"] + whole["optimizer"])
+    assert few["peak"] < whole["peak"]
+    again = memory("gpt2", small("gpt2", ema=True))
+    assert again["peak"] == whole["peak"] + whole["weights"] == whole["peak"] + again["average"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,7 +210,7 @@ def test_flops_do_not_depend_on_how_a_batch_is_cut_but_for_clips(name):
 
 def test_checkpointing_computes_a_forward_more():
     whole = plan("gpt2", small("gpt2")).flops
-    assert 1.2 * whole < plan("gpt2", small("gpt2"), wrap=checkpoint_blocks).flops <= 4 / 3 * whole
+    assert 1.2 * whole < plan("gpt2", small("gpt2"), way=Way(checkpoint_blocks)).flops <= 4 / 3 * whole
 
 
 def test_speed_is_that_of_the_largest_products(monkeypatch):
@@ -206,7 +239,8 @@ def test_seconds_are_arithmetic_by_speed():
 
 
 def test_the_micro_batch_is_halved_until_it_fits():
-    peaks = {rows: memory("gpt2", small("gpt2", 24, rows))["peak"] / 2**30 for rows in (24, 12, 6, 1)}
+    share = 1 - planning.WRONG  # of what there is
+    peaks = {rows: memory("gpt2", small("gpt2", 24, rows))["peak"] / share / 2**30 + 1e-9 for rows in (24, 12, 6, 1)}
     for limit, fits in ((peaks[24], 24), (peaks[24] - 1e-6, 12), (peaks[12] - 1e-6, 6), (peaks[1] - 1e-6, None)):
         assert plan("gpt2", small("gpt2", 24), memory=limit).fits == fits
 
@@ -232,15 +266,20 @@ def test_what_is_free_is_asked_of_the_machine(tmp_path, monkeypatch):
 def test_what_fits_a_run_is_what_is_planned(monkeypatch):
     model, asked = sf.GPT2.from_preset("tiny"), Asked("", 24, 12, length=32)
     peaks = {rows: memory("gpt2", small("gpt2", 24, rows))["peak"] for rows in (12, 6, 3, 1)}
-    peaks = {rows: int(peak / (1 - planning.WRONG)) for rows, peak in peaks.items()}  # and what it may be wrong by
+    peaks = {rows: math.ceil(peak / (1 - planning.WRONG)) for rows, peak in peaks.items()}  # what it may be wrong by
+    adapted = sf.GPT2.from_preset("tiny")
+    adapt(adapted)
     for room, fits in ((2**40, 12), (peaks[12] - 1, 6), (peaks[6] - 1, 3), (peaks[1] - 1, 1)):
         monkeypatch.setattr(planning, "_room", lambda device, room=room: room)
-        assert planning.fitting(model, asked) == fits
+        assert planning.fitting(model, asked, Way()) == fits
     monkeypatch.setattr(planning, "_room", lambda device: peaks[12] - 1)
-    assert planning.fitting(model, dataclasses.replace(asked, length=96)) < 6
-    assert planning.fitting(model, asked, wrap=checkpoint_blocks) == 12
+    assert planning.fitting(model, dataclasses.replace(asked, length=96), Way()) < 6
+    assert planning.fitting(model, asked, Way(checkpoint_blocks)) == 12
+    assert planning.fitting(adapted, asked, Way()) == 12
+    adapted.requires_grad_(True)
+    assert planning.fitting(adapted, asked, Way()) == 6
     with pytest.raises(ValueError, match="no plan of a Linear: expected one of gpt2"):
-        planning.fitting(torch.nn.Linear(2, 3), asked)
+        planning.fitting(torch.nn.Linear(2, 3), asked, Way())
 
 
 def test_room_is_what_is_free_and_what_is_held(tmp_path, monkeypatch):
@@ -270,8 +309,8 @@ def test_a_run_without_memory_is_told_what_fits(more, capsys, tmp_path, monkeypa
     given = [*(f"{name}={value}" for name, value in sizes.items()), *more]
     arguments = ("train", "gpt2", "--data", text, *(part for each in given for part in ("--set", each)))
     config = sf.GPT2Config(vocab=15, length=64, dim=32, depth=2, heads=2, dropout=0.0)
-    model, wrap = sf.GPT2(config), checkpoint_blocks if more else lambda model: None
-    peak = planning._memory("gpt2", model.config, Asked("", 32, 8), wrap, 8)["peak"]
+    way = Way(checkpoint_blocks) if more else Way()
+    peak = planning._memory("gpt2", config, Asked("", 32, 8), way, 8)["peak"]
     limit = int(peak / (1 - planning.WRONG)) + 2**16
     monkeypatch.setattr(Task, "learn", none)
     monkeypatch.setattr(planning, "_room", lambda device: limit)
@@ -297,7 +336,9 @@ def test_the_command_prints_it_all_as_json(name, capsys):
     model = MODELS[name][0].from_preset("tiny")
     assert said["parameters"] == sum(p.numel() for p in model.parameters())
     assert (said["fits"], said["limit"], said["checkpointing"]) == (4, 8 * 2**30, False)
-    assert said["memory"].keys() == {"weights", "gradients", "optimizer", "activations", "holes", "peak"}
+    assert said["memory"].keys() == {"weights", "gradients", "optimizer", "average", "activations", "holes", "peak"}
+    assert said["learning"] == sum(p.numel() for p in model.parameters() if p.requires_grad)  # a MAE's places do not
+    assert (said["optimizer"], said["lora"]) == ("adamw", {})
     assert said["seconds"] > 0
 
 
@@ -309,8 +350,26 @@ def test_the_command_says_it_in_lines(capsys):
         assert word in out
     small = [*asked[:-1], 0.0001]
     assert "Not even one row" in program(capsys, *small)[1]
-    peak = memory("gpt2", Asked("tiny", 8, 4, 64))["peak"] / 2**30
+    peak = memory("gpt2", Asked("tiny", 8, 4, 64))["peak"] / (1 - planning.WRONG) / 2**30 + 1e-9
     assert "micro_batch=4 fits" in program(capsys, *asked[:-1], peak)[1]
+
+
+def test_the_command_plans_adapters_and_muon(capsys):
+    asked = ("plan", "gpt2", "--batch", 8, "--length", 64, "--device", "cpu", "--memory", 8)
+    plain, adapted, muon, averaged = (
+        program(capsys, *asked, *more)[1]
+        for more in ((), ("--lora", "rank=8", "--lora", "linears=q,kv"), ("--optimizer", "muon"), ("--ema",))
+    )
+    config = sf.GPT2.preset("tiny")
+    learning = config.depth * 8 * (2 * config.dim + 3 * config.dim)  # of q, and of kv, which is twice as wide
+    assert f"parameters, of which {learning:,} learn; 8 rows a step" in adapted
+    assert "learn;" not in plain
+    assert ["average" in each for each in (plain, adapted, muon, averaged)] == [False, False, False, True]
+    kept = [json.loads(program(capsys, *asked, *more, "--json")[1]) for more in ((), ("--optimizer", "muon"))]
+    assert kept[1]["memory"]["optimizer"] < 0.75 * kept[0]["memory"]["optimizer"]
+    assert (kept[1]["optimizer"], kept[0]["asked"]["ema"]) == ("muon", False)
+    assert "no matrix within a block learns" in refused(capsys, *asked, "--optimizer", "muon", "--lora", "rank=8")
+    assert "--lora has no 'size'" in refused(capsys, *asked, "--lora", "size=8")
 
 
 def test_the_command_refuses_what_cannot_be(capsys):

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -969,15 +969,30 @@ def _fitting(run: Any) -> int | None:
     """Rows at once, at most half as many as its last step took, with which a run fits the memory there is, as the plan
     has it; None where there is no plan of it, as for one of several processes."""
     from scratchformers.insight.plan import Asked, fitting
-    from scratchformers.training.checkpointing import checkpoint_blocks
 
     settings, config = run.settings, run.task.model.config
     length = settings.length if settings.length and hasattr(config, "length") else None
-    half, wrap = math.ceil(run.at_once / 2), checkpoint_blocks if settings.checkpointing else lambda model: None
-    asked = Asked("", max(run.size, run.at_once), half, length, settings.autocast, run.device.type)
+    rows, half = max(run.size, run.at_once), math.ceil(run.at_once / 2)
+    asked = Asked("", rows, half, length, settings.autocast, run.device.type, bool(settings.ema))
     with contextlib.suppress(ValueError, RuntimeError, MemoryError):
-        return fitting(run.task.model, asked, wrap=wrap) if "RANK" not in os.environ else None
+        return fitting(run.task.model, asked, way_of(settings)) if "RANK" not in os.environ else None
     return None
+
+
+def way_of(settings: Any, adapters: Mapping[str, Any] | None = None) -> Any:
+    """In which a run with these settings learns, for its plan."""
+    from scratchformers import lora
+    from scratchformers.insight.plan import Way
+    from scratchformers.training.checkpointing import checkpoint_blocks
+    from scratchformers.training.loop import make_optimizer
+
+    def prepare(model: Any) -> None:
+        if adapters:
+            lora.add(model, **adapters)
+        if settings.checkpointing:
+            checkpoint_blocks(model)
+
+    return Way(prepare, lambda model: make_optimizer(model, settings))
 
 
 @contextlib.contextmanager
@@ -1008,7 +1023,7 @@ def saving_first(run: Any) -> Iterator[list[int]]:
 @dataclass
 class Plan:
     """What training a model takes, before it is begun: parameters, arithmetic, memory, time, and how many rows fit at
-    once. Memory is what AdamW's steps hold at most beside the Python interpreter, counted by playing one through
+    once. Memory is what steps hold at most beside the Python interpreter, counted by playing one through
     without values.
 
     Example: scratchformers plan gpt2 --preset gpt2 --batch 8 --length 1024 --device cpu
@@ -1028,8 +1043,14 @@ class Plan:
     """As the setting of `train`."""
     checkpointing: bool = False
     """As the setting of `train`: blocks compute their activations twice, and hold a part of them."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """As the setting of `train`."""
+    ema: bool = False
+    """As the setting of `train`, where it is a number: a moving average of what learns is kept too."""
+    lora: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """As `train` has it: rank=8, linears=q,kv. May be repeated."""
     memory: float | None = None
-    """GiB that may be used; by default what is free now."""
+    """GiB that may be used; by default what is free now. Of it 15 % are left for what the plan may be wrong by."""
     device: str = "auto"
     """cpu, cuda, mps, or auto (a GPU where there is one). Memory is counted for the kernels of a CPU."""
     json: bool = False
@@ -1044,34 +1065,40 @@ class Plan:
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise ValueError(f"--memory is {self.memory}: expected GiB, more than 0.")
         fix_threads(None)
+        from scratchformers import lora
         from scratchformers.insight.plan import Asked, plan
-        from scratchformers.training.checkpointing import checkpoint_blocks
+        from scratchformers.training.loop import Settings
 
         rows = self.batch if self.micro_batch is None else self.micro_batch
-        asked = Asked(self.preset, self.batch, rows, self.length, self.autocast, auto_device(self.device))
-        wrap = {"wrap": checkpoint_blocks} if self.checkpointing else {}
-        found = plan(self.recipe, asked, memory=self.memory, **wrap)
+        asked = Asked(self.preset, self.batch, rows, self.length, self.autocast, auto_device(self.device), self.ema)
+        adapters = lora.read(dict(_pair(text, "--lora") for text in self.lora)) if self.lora else {}
+        settings = Settings(optimizer=self.optimizer, checkpointing=self.checkpointing)
+        found = plan(self.recipe, asked, memory=self.memory, way=way_of(settings, adapters))
         if self.json:
-            print(json.dumps(found.to_json() | {"checkpointing": self.checkpointing}))
+            more = {"checkpointing": self.checkpointing, "optimizer": self.optimizer, "lora": adapters}
+            print(json.dumps(found.to_json() | more))
         else:
             print("\n".join(_told(found)))
 
 
 def _told(found: Any) -> Iterator[str]:
     """A plan, in lines."""
-    asked, gib = found.asked, {name: f"{size / 2**30:8.2f} GiB" for name, size in found.memory.items()}
+    asked, (name, size) = found.asked, ("GiB", 2**30) if found.memory["peak"] >= 2**30 else ("MiB", 2**20)
+    sizes = {part: f"{held / size:8.2f} {name}" for part, held in found.memory.items()}
     at_once = "" if asked.micro_batch == asked.batch else f", {asked.micro_batch} at once"
-    yield f"{found.model} {asked.preset}: {found.parameters:,} parameters, {asked.batch} rows a step{at_once}"
-    notes = {"holes": "  (between what is allocated, where nothing fits)"}
-    for name in ("weights", "gradients", "optimizer", "activations", "holes"):
-        yield f"  {name:12}{gib[name]}{notes.get(name, '')}"
-    yield f"  {'at most':12}{gib['peak']}  (not all at one time; temporaries counted)"
+    learning = "" if found.learning == found.parameters else f", of which {found.learning:,} learn"
+    yield f"{found.model} {asked.preset}: {found.parameters:,} parameters{learning}; {asked.batch} rows a step{at_once}"
+    notes = {"holes": "  (between what is allocated, where nothing fits)", "average": "  (of the weights: ema)"}
+    for part in ("weights", "gradients", "optimizer", "average", "activations", "holes"):
+        if found.memory[part] or part != "average":
+            yield f"  {part:12}{sizes[part]}{notes.get(part, '')}"
+    yield f"  {'at most':12}{sizes['peak']}  (not all at one time; temporaries counted)"
     speed = found.flops_a_second / 1e9
     yield f"A step is {found.flops / 1e9:,.1f} GFLOP: about {found.seconds:.2g} s at the {speed:,.0f} GFLOP/s measured"
     yield "here for its matrix products, and more for all else: an estimate."
     limit = f"{found.limit / 2**30:.2f} GiB"
     if found.fits is None:
-        yield f"Not even one row at a time fits {limit}: take a smaller model or length, or --checkpointing."
+        yield f"Not even one row at a time is sure to fit {limit}: take a smaller model or length, or --checkpointing."
     else:
         rows = "all rows at once fit" if found.fits == asked.batch else f"micro_batch={found.fits} fits"
         yield f"Of {limit}, {rows}."

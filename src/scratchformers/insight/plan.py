@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from scratchformers import lora
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.grid import count, height_width
 from scratchformers.heads import unit
@@ -64,6 +65,7 @@ class Asked:
     length: int | None = None  # tokens of a row, all of them real; of an encoder-decoder, on both sides
     autocast: str = "off"  # off, bf16, fp16
     device: str = "cpu"
+    ema: bool = False  # with a moving average of what learns
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ class Plan:
     model: str
     asked: Asked
     parameters: int
+    learning: int  # of the parameters
     flops: int  # of a step: a multiplication and an addition are two
-    memory: Mapping[str, int]  # weights, gradients, optimizer, activations (as the backward begins), holes, peak
+    memory: Mapping[
+        str, int
+    ]  # weights, gradients, optimizer, average, activations (as the backward begins), holes, peak
     flops_a_second: float  # at which this machine multiplies the model's matrices, forward and backward
     limit: int  # bytes that may be used
     fits: int | None  # rows at once that need no more; None if not even one row fits
@@ -235,12 +240,22 @@ def _arithmetic(model: Any, asked: Asked) -> Iterator[None]:
         yield
 
 
-def _memory(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any], rows: int) -> dict[str, int]:
-    """Of a step with so many rows at once, AdamW's two averages included."""
+@dataclass(frozen=True)
+class Way:
+    """How a model learns: what is done to it first, as adding adapters or checkpointing its blocks, and by what."""
+
+    prepare: Callable[[Any], Any] = lambda model: None
+    optimizer: Callable[[Any], torch.optim.Optimizer] = lambda model: torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], fused=True
+    )
+
+
+def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dict[str, int]:
+    """Of a step with so many rows at once, what the optimiser keeps and takes included."""
     kind, parts_of = MODELS[name]
     with FakeTensorMode(), Full(getattr(config, "length", 0)):
         model, held = kind(config).train(), 0
-        wrap(model)
+        way.prepare(model)
         learning = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         with Alive() as alive:
             for parameter in model.parameters():
@@ -255,17 +270,28 @@ def _memory(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any],
                 held = max(held, alive.now - before)
                 loss.backward()
                 del loss
+        optimizer = way.optimizer(model)
+        optimizer.step()  # the first one makes its averages
+        states = [x for state in optimizer.state.values() for x in state.values()]
+        with Alive() as stepping:
+            for tensor in (*states, *(x for p in model.parameters() for x in (p, p.grad) if x is not None)):
+                stepping.count(tensor)
+            kept = stepping.now
+            optimizer.step()
+    optimized, average = sum(x.nbytes for x in states), learning if asked.ema else 0
     # What small ones took stays in the process, also while large ones are at their most.
-    most, holes = max(alive.small + alive.large, weights + learning), round(HOLES * (alive.small - still))
+    most = max(alive.small + alive.large, weights + learning + stepping.peak - kept)
+    holes = round(HOLES * (alive.small - still))
     return {
-        "weights": weights, "gradients": learning, "optimizer": 2 * learning, "activations": held, "holes": holes,
-        "peak": most + others + 2 * learning + holes + AT_WORK,
+        "weights": weights, "gradients": learning, "optimizer": optimized, "average": average, "activations": held,
+        "holes": holes, "peak": most + others + optimized + average + holes + AT_WORK,
     }  # fmt: skip
 
 
-def _flops(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any]) -> tuple[int, int, Counter]:
-    """The parameters; the arithmetic of a step; and how often each product (rows, from, to) stands in it. Attention is
-    written out, and autocast is on, so that all products are operators of torch's, which are counted."""
+def _flops(name: str, config: Config, asked: Asked, way: Way) -> tuple[list[int], int, Counter]:
+    """The parameters, and how many of them learn; the arithmetic of a step; and how often each product (rows, from, to)
+    stands in it. Attention is written out, and autocast is on, so that all products are operators of torch's, which are
+    counted."""
     kind, parts_of = MODELS[name]
     products: Counter = Counter()
 
@@ -275,10 +301,10 @@ def _flops(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any]) 
 
     with FakeTensorMode(), Full(getattr(config, "length", 0)), sdpa_kernel(SDPBackend.MATH):
         model, total = kind(config).train(), 0.0
+        way.prepare(model)
         for module in model.modules():
             if isinstance(module, nn.Linear | Unembed):
                 module.register_forward_pre_hook(seen)
-        wrap(model)
         for part in parts_of(model, asked.micro_batch, asked.batch):
             with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(part.learns):
                 with torch.autocast("cpu", torch.bfloat16):
@@ -286,7 +312,8 @@ def _flops(name: str, config: Config, asked: Asked, wrap: Callable[[Any], Any]) 
                 if part.learns:
                     loss.backward()
             total += part.times * counter.get_total_flops()
-    return sum(parameter.numel() for parameter in model.parameters()), round(total), products
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return [sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)], round(total), products
 
 
 def measure(products: Mapping[tuple[int, int, int], int], asked: Asked) -> float:
@@ -327,37 +354,51 @@ def available(device: str) -> int:
     return min(free, int(most)) if most.isdecimal() else free
 
 
-def plan(
-    name: str, asked: Asked, *, memory: float | None = None, wrap: Callable[[Any], Any] = lambda model: None
-) -> Plan:
-    """The costs of training the model of this name and preset. `memory` in GiB is what may be used, by default what is
-    free; `wrap` is what is done to the model before it learns, as checkpointing its blocks. ValueError for what no step
-    can be."""
+def plan(name: str, asked: Asked, *, memory: float | None = None, way: Way = Way()) -> Plan:
+    """The costs of training the model of this name and preset in this way, by AdamW if it says nothing. `memory` in GiB
+    is what may be used, by default what is free; what fits leaves the share of it that a plan may be wrong by.
+    ValueError for what no step can be."""
     config = _config(name, asked)
     limit = available(asked.device) if memory is None else int(memory * 2**30)
-    parameters, flops, products = _flops(name, config, asked, wrap)
-    memory_of = functools.cache(functools.partial(_memory, name, config, asked, wrap))
+    parameters, flops, products = _flops(name, config, asked, way)
+    memory_of = functools.cache(functools.partial(_memory, name, config, asked, way))
     fits, speed = _largest(memory_of, asked.batch, limit), measure(products, asked)
-    return Plan(name, asked, parameters, flops, memory_of(asked.micro_batch), speed, limit, fits or None)
+    return Plan(name, asked, *parameters, flops, memory_of(asked.micro_batch), speed, limit, fits or None)
 
 
 def _largest(memory_of: Callable[[int], Mapping[str, int]], rows: int, limit: int) -> int:
-    """So many rows, or the half of them, or of that, as need no more; 0 if not even one row does."""
-    while rows and memory_of(rows)["peak"] > limit:
+    """So many rows, or the half of them, or of that, as need no more, also if the plan is wrong by what it may be; 0 if
+    not even one row does."""
+    while rows and memory_of(rows)["peak"] > (1 - WRONG) * limit:
         rows = (rows + 1) // 2 if rows > 1 else 0
     return rows
 
 
-def fitting(model: Any, asked: Asked, *, wrap: Callable[[Any], Any] = lambda model: None) -> int:
-    """Rows at once, at most `micro_batch` and at least one, with which this model would learn in the memory that this
-    process can have, and leave the share of it that a plan may be wrong by. ValueError for a model that there is no
-    plan of, or where the machine does not say."""
+def fitting(model: Any, asked: Asked, way: Way) -> int:
+    """Rows at once, at most `micro_batch` and at least one, with which this model would learn in this way in the memory
+    that this process can have. Its adapters, and what of it is frozen, come with it. ValueError for a model that there
+    is no plan of, or where the machine does not say."""
     name = next((name for name, (kind, _) in MODELS.items() if type(model) is kind), None)
     if name is None:
         raise ValueError(f"There is no plan of a {type(model).__name__}: expected one of {', '.join(MODELS)}.")
     config = model.config if asked.length is None else dataclasses.replace(model.config, length=asked.length)
-    memory_of = functools.partial(_memory, name, config, asked, wrap)
-    return max(1, _largest(memory_of, asked.micro_batch, int((1 - WRONG) * _room(asked.device))))
+
+    def prepare(made: Any) -> None:
+        _learn_as(model, made)
+        way.prepare(made)
+
+    memory_of = functools.partial(_memory, name, config, asked, dataclasses.replace(way, prepare=prepare))
+    return max(1, _largest(memory_of, asked.micro_batch, _room(asked.device)))
+
+
+def _learn_as(model: Any, made: Any) -> None:
+    """Gives a new model adapters of the sizes that this one has, and freezes what is frozen in it."""
+    if own := lora.adapters(model):
+        first, linears = next(iter(own.values())), {path.rpartition(".")[2] for path in own}
+        lora.add(made, rank=len(first.lora_a), dropout=first.dropout.p, linears=[*linears])
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(learns.get(name, parameter.requires_grad))
 
 
 def _room(device: str) -> int:
