@@ -1,9 +1,11 @@
-"""What the loop itself costs: beside a bare loop of the same computation, and what a checkpoint and going on cost.
+"""What the loop itself costs: beside a bare loop of the same computation, compiled, and what a checkpoint and going on
+cost.
 
     python benchmarks/loop.py --out benchmarks/results/loop.json
 
 A GPT-2 that takes about 50 ms a step trains in turns in the program's loop, with its log, and in one written out here
-(forward, backward, clip, fused AdamW) on the same batches, whose losses must agree. Then a GPT-2 of 124M parameters
+(forward, backward, clip, fused AdamW) on the same batches, whose losses must agree; and likewise beside itself with
+`compile=true`, where torch has a compiler for it. Then a GPT-2 of 124M parameters
 takes steps of 4 rows of 256 tokens: what a step after which a checkpoint is written takes longer, together with the
 next, than two that no checkpoint follows; and how long going on with the run takes, from its files to the end of its
 first step, beside loading the checkpoint's weights and a step. Best and median of the rounds.
@@ -84,6 +86,12 @@ def overhead(folder, rounds, *, steps=CHUNK):
     ours, theirs = (run_of(config, folder / name, batch=5) for name in ("ours", "bare"))
     records, take = iter(ours), bare(theirs)
     sides = {"ours": lambda: [next(records)["loss"] for _ in range(steps)], "bare": lambda: take(steps)}
+    return in_turns(sides, rounds, steps)
+
+
+def in_turns(sides, rounds, steps):
+    """Milliseconds a step of both sides, and how much more the first one takes. Each gives the losses of some steps,
+    which must agree."""
     first = {name: work() for name, work in sides.items()}
     if max(abs(a - b) for a, b in zip(*first.values())) > 1e-4:
         raise SystemExit("The losses differ, so there is nothing to time.")
@@ -93,12 +101,30 @@ def overhead(folder, rounds, *, steps=CHUNK):
             began = time.perf_counter()
             sides[name]()
             seconds[name].append((time.perf_counter() - began) / steps)
-    more = [a / b - 1 for a, b in zip(seconds["ours"], seconds["bare"])]
-    best = min(seconds["ours"]) / min(seconds["bare"]) - 1
+    one, other = seconds.values()
     said = {
         f"milliseconds a step, {name}": round(1000 * statistics.median(times), 2) for name, times in seconds.items()
     }
-    return {**said, "more": {"best": round(best, 4), "median": round(statistics.median(more), 4)}}
+    median = statistics.median(a / b - 1 for a, b in zip(one, other))
+    return {**said, "more": {"best": round(min(one) / min(other) - 1, 4), "median": round(median, 4)}}
+
+
+def compiled(folder, rounds, *, steps=CHUNK):
+    """Compiled beside uncompiled, as `in_turns` says it, and the seconds of the first step, in which it is compiled;
+    or why it is not."""
+    import scratchformers as sf
+
+    config = sf.GPT2Config(**SIZES)
+    runs = {name: run_of(config, folder / name, batch=5, compile=name == "compiled") for name in ("compiled", "plain")}
+    records = {name: iter(run) for name, run in runs.items()}
+    began = time.perf_counter()
+    record = next(records["compiled"])
+    seconds = time.perf_counter() - began
+    next(records["plain"])
+    if "uncompiled" in record:
+        return {"uncompiled": record["uncompiled"]}
+    sides = {name: lambda made=made: [next(made)["loss"] for _ in range(steps)] for name, made in records.items()}
+    return {"seconds of the first step": round(seconds, 1), **in_turns(sides, rounds, steps)}
 
 
 def checkpoints(folder, rounds, preset, batch, length):
@@ -155,6 +181,7 @@ def main():
     large = ("tiny", 2, 64) if arguments.quick else ("gpt2", 4, 256)
     with tempfile.TemporaryDirectory() as folder:
         loop = overhead(Path(folder), rounds, steps=2 if arguments.quick else CHUNK)
+        compiling = compiled(Path(folder), rounds, steps=2 if arguments.quick else CHUNK)
         saving = checkpoints(Path(folder), rounds, *large)
     kept = {
         "overhead": loop["more"]["median"] < MORE,
@@ -162,7 +189,13 @@ def main():
         "resuming": saving["resumed, with its first step"] < saving["loading"] + 2 * saving["step"],
     }
     results = {"command": " ".join(["python benchmarks/loop.py", *sys.argv[1:]]), "machine": harness.machine("cpu")}
-    results |= {"versions": harness.versions("torch"), "loop": loop, "seconds": saving, "kept": kept}
+    results |= {
+        "versions": harness.versions("torch"),
+        "loop": loop,
+        "compile": compiling,
+        "seconds": saving,
+        "kept": kept,
+    }
     print(json.dumps(results, indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -88,11 +88,19 @@ def _loop(found):
     loop, seconds = found["loop"], found["seconds"]
     return (
         f"The loop takes {loop['more']['median']:.1%} (best: {loop['more']['best']:.1%}) of a step of "
-        f"{loop['milliseconds a step, bare']:.0f} ms beside a bare one of the same computation. A checkpoint of "
-        f"GPT-2 (124M) is written while the next step computes, which takes {seconds['blocks for']['median']:.2f} s "
+        f"{loop['milliseconds a step, bare']:.0f} ms beside a bare one of the same computation{_compiled(found)}. "
+        f"A checkpoint of GPT-2 (124M) is written while the next step computes, which takes {seconds['blocks for']['median']:.2f} s "
         f"longer for it, of {seconds['step']:.2f} s; going on takes {seconds['resumed, with its first step']:.2f} s "
         f"with its first step, loading alone {seconds['loading']:.2f} s (`benchmarks/loop.py`)."
     )
+
+
+def _compiled(found):
+    took = found["compile"]
+    if "uncompiled" in took:
+        return ""
+    more = took["more"]["median"]
+    return f"; with `compile=true` the same step takes {abs(more):.1%} {'more' if more > 0 else 'less'}, once compiled"
 
 
 def _twice(found):

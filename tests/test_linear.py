@@ -215,10 +215,66 @@ def test_functional_gradients(products):
 
 
 @pytest.mark.unhooked
-def test_compiled_it_is_torchs(products):
-    layer, x = nn.Sequential(Linear(200, 300), Linear(300, 100)), drawn(64, 200)
-    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
-    assert len(products) == 2
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_compiled_it_is_the_same(products, biased, frozen):
+    """What is multiplied, and what is kept and computed for gradients."""
+    layer = nn.Sequential(Linear(200, 300, bias=biased), nn.GELU(), Linear(300, 100, bias=biased))
+    layer[0].requires_grad_(not frozen)
+    inputs = [drawn(64, 200).requires_grad_() for _ in range(2)]
+    expected = layer(inputs[0])
+    expected.square().sum().backward()
+    grads = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad(set_to_none=True)
+    seen = [*products]
+    products.clear()
+    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(inputs[1])
+    y.square().sum().backward()
+    assert sorted(products) == sorted(seen), "as many products, of the same shapes"
+    close(y, expected)
+    close(inputs[1].grad, inputs[0].grad)
+    for parameter, wanted in zip(layer.parameters(), grads):
+        assert (parameter.grad is None) == (wanted is None)
+        if wanted is not None:
+            close(parameter.grad, wanted)
+
+
+@pytest.mark.unhooked
+def test_compiled_what_does_not_suit_is_torchs(products):
+    layer = Linear(20, 30)
+    close(torch.compile(layer, backend="aot_eager", fullgraph=True)(drawn(4, 20)), layer(drawn(4, 20)))
+    wide, x = Linear(200, 300), drawn(64, 200)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.compile(wide, backend="aot_eager", fullgraph=True)(x)
+    assert not products
+
+
+@pytest.mark.unhooked
+def test_compiled_transforms_are_torchs(products):
+    x, weights = drawn(3, 64, 200), drawn(3, 300, 200)
+    got = torch.compile(vmap(linear), backend="aot_eager", fullgraph=True)(x, weights)
+    close(got, torch.einsum("nbi,noi->nbo", x, weights))
+    slope = grad(lambda weight: linear(x[0], weight).square().sum())
+    got = torch.compile(slope, backend="aot_eager", fullgraph=True)(weights[0])
+    assert not products
+    close(got, slope(weights[0]))
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("bias", [None, drawn(300).requires_grad_()])
+def test_the_operator_is_as_torch_asks(products, bias):
+    x, weight = drawn(2, 64, 200).requires_grad_(), drawn(300, 200).requires_grad_()
+    torch.library.opcheck(ours.compiled, (x, weight, bias))
+    assert products
+
+
+@pytest.mark.unhooked
+def test_exported_it_is_torchs(products):
+    layer, x = Linear(200, 300), drawn(64, 200)
+    code = torch.export.export(layer, (x,)).graph_module.code
+    assert "aten.linear" in code
+    assert "scratchformers" not in code
+    assert not products
 
 
 @pytest.mark.parametrize(

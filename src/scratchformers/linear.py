@@ -7,6 +7,7 @@ float32 are its own here, forward and backward; all others are torch's. `benchma
 
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def linear(
     """x weight' + bias, as `torch.nn.functional.linear`, whose errors it gives."""
     if not (ONEDNN and _suits(x, weight, bias)):
         return F.linear(x, weight, bias)
+    if torch.compiler.is_compiling():
+        return compiled(x, weight, bias)
     learns = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias))
     return _OneDNN.apply(x, weight, bias) if learns else _product(x, weight, bias)
 
@@ -55,8 +58,10 @@ def linear(
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN can multiply these, and is worth asking. It knows no derivatives forward, and takes a bias for one
     number a column, side by side, whatever it is."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # neither can read oneDNN's operator
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # for where there is no such operator
         return False
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False  # torch.func's, which while they are compiled take no operator of ours
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[-1] or x.numel() * len(weight) < SMALL:
         return False
     third = weight if bias is None else bias
@@ -85,19 +90,42 @@ class _OneDNN(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        (x, weight, _), (to_x, to_weight, _) = inputs, ctx.needs_input_grad
+        (x, weight, _), (to_x, to_weight, *_) = inputs, ctx.needs_input_grad
         ctx.save_for_backward(x if to_weight else None, weight if to_x else None)  # as torch: no more than is needed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyrefly: ignore
-        x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
-        return (
-            linear(grad, weight.t()) if to_x else None,
-            linear(rows.t(), x.flatten(0, -2).t()) if to_weight else None,
-            rows.sum(0) if to_bias else None,
-        )
+        return _gradients(ctx, grad, linear)
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+    rows = grad.flatten(0, -2)
+    return (
+        multiply(grad, weight.t()) if to_x else None,
+        multiply(rows.t(), x.flatten(0, -2).t()) if to_weight else None,
+        rows.sum(0) if to_bias else None,
+    )
+
+
+@torch.library.custom_op("scratchformers::linear", mutates_args=())
+def compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as a compiler has it, which looks into no operator of oneDNN's and takes this one for a whole."""
+    return _product(x, weight, bias)
+
+
+@compiled.register_fake
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+compiled.register_autograd(
+    lambda ctx, grad: _gradients(ctx, grad, lambda x, weight: compiled(x, weight, None)),
+    setup_context=_OneDNN.setup_context,
+)
 
 
 class Linear(nn.Linear):
