@@ -89,9 +89,10 @@ def _loop(found):
     return (
         f"The loop takes {loop['more']['median']:.1%} (best: {loop['more']['best']:.1%}) of a step of "
         f"{loop['milliseconds a step, bare']:.0f} ms beside a bare one of the same computation{_compiled(found)}. "
-        f"A checkpoint of GPT-2 (124M) is written while the next step computes, which takes {seconds['blocks for']['median']:.2f} s "
-        f"longer for it, of {seconds['step']:.2f} s; going on takes {seconds['resumed, with its first step']:.2f} s "
-        f"with its first step, loading alone {seconds['loading']:.2f} s (`benchmarks/loop.py`)."
+        "A checkpoint of GPT-2 (124M) is written while the next step computes, which takes "
+        f"{seconds['blocks for']['median']:.2f} s longer for it, of {seconds['step']:.2f} s; going on takes "
+        f"{seconds['resumed, with its first step']:.2f} s with its first step, loading alone "
+        f"{seconds['loading']:.2f} s (`benchmarks/loop.py`)."
     )
 
 
