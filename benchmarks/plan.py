@@ -34,7 +34,9 @@ CONFIGURATIONS = {  # recipe, preset, batch, micro-batch, length, autocast, chec
     "encoder-decoder small": ("encoder-decoder", "small", 24, 24, 128, "off", False),
     "gpt2 124M, LoRA": ("gpt2", "gpt2", 4, 4, 256, "off", False, "adamw", {"rank": 8}),
     "gpt2 124M, Muon": ("gpt2", "gpt2", 2, 2, 128, "off", False, "muon"),
+    "vit base, LoRA": ("vit", "base-16", 8, 8, None, "off", False, "adamw", {"rank": 8}),
     "vit base, LoRA, checkpointed": ("vit", "base-16", 8, 8, None, "off", True, "adamw", {"rank": 8}),
+    "vit base, LoRA, checkpointed, more rows": ("vit", "base-16", 32, 32, None, "off", True, "adamw", {"rank": 8}),
 }
 LEAST, MOST, STILL, SAME = 4, 24, 3, 1.01  # steps; of them the last ones, and by what the peak may grow in them
 TRAINED = """
@@ -189,9 +191,11 @@ def main():
         print(name, found["ratio"], planned, measured, flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    ratios = [each["ratio"] for each in results["configurations"].values()]
-    results["ratio"] = {"least": min(ratios), "most": max(ratios)}
-    print(results["ratio"])
+    every = results["configurations"].values()
+    times = [round(each["planned"]["seconds"] / each["measured"]["seconds"], 3) for each in every]
+    for name, ratios in (("ratio", [each["ratio"] for each in every]), ("ratio of seconds", times)):
+        results[name] = {"least": min(ratios), "most": max(ratios)}
+        print(name, results[name])
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -113,10 +113,10 @@ def _twice(found):
 
 
 def _planned(found):
-    ratio, several = found["ratio"], len(found["configurations"])
+    ratio, time, several = found["ratio"], found["ratio of seconds"], len(found["configurations"])
     return (
         f"Planned memory is {ratio['least']:.2f} to {ratio['most']:.2f} of the peak that {several} configurations of "
-        "all models took (`benchmarks/plan.py`)."
+        f"all models took, planned time {time['least']:.2f} to {time['most']:.2f} of a step's (`benchmarks/plan.py`)."
     )
 
 

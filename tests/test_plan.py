@@ -13,8 +13,9 @@ from test_cli import run as program
 import scratchformers as sf
 from scratchformers import lora
 from scratchformers.cli import way_of
+from scratchformers.insight import heap
 from scratchformers.insight import plan as planning
-from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, Way, available, measure, plan
+from scratchformers.insight.plan import AT_WORK, MODELS, Alive, Asked, Moved, Way, available, measure, plan
 from scratchformers.training.checkpointing import checkpoint_blocks
 from scratchformers.training.loop import Average, Settings, Task, make_optimizer
 
@@ -163,29 +164,26 @@ def test_alive_counts_a_storage_once_and_forgets_it():
         assert alive.now == 0
 
 
-def test_alive_tells_small_storages_from_large_ones(monkeypatch):
-    """The peaks of both, which may be at two times."""
-    monkeypatch.setattr(planning, "KEPT", 400)
+def test_alive_says_what_was_made_and_freed_in_its_order():
     with Alive() as alive:
         x = torch.zeros(100)
-        assert (alive.small, alive.large) == (400, 0)
+        y = x + 1
         del x
-        x = torch.zeros(101)
-        del x
-        y = torch.zeros(50)
-        assert (alive.now, alive.peak, alive.small, alive.large) == (y.nbytes, 404, 400, 404)
+        z = torch.zeros(50)
+    assert alive.events == [(0, 400), (1, 400), (0, -400), (3, 200)]
+    assert alive.now == y.nbytes + z.nbytes
 
 
-def test_holes_are_between_what_comes_and_goes(monkeypatch):
-    plain = memory("gpt2", small("gpt2"))
-    monkeypatch.setattr(planning, "HOLES", 0)
-    none = memory("gpt2", small("gpt2"))
-    assert plain["holes"] > 0.3 * plain["activations"]
-    assert none["holes"] == 0
-    assert plain["peak"] == none["peak"] + plain["holes"]
-    monkeypatch.setattr(planning, "HOLES", 0.3)
-    monkeypatch.setattr(planning, "KEPT", 0)
-    assert memory("gpt2", small("gpt2"))["holes"] == 0, "large ones go back to the system"
+def test_holes_are_what_the_heap_has_beside_its_blocks(monkeypatch):
+    """Without cuttings in use there are fewer, and of what goes back to the system at once there are none."""
+    found = memory("gpt2", small("gpt2", 32))
+    assert 0 < found["holes"] < found["peak"] - AT_WORK
+    monkeypatch.setattr(heap, "APART", 0.0)
+    joined = memory("gpt2", small("gpt2", 32))
+    assert joined["holes"] < found["holes"]
+    assert joined["peak"] - joined["holes"] == found["peak"] - found["holes"]
+    monkeypatch.setattr(heap, "KEPT", 0)
+    assert memory("gpt2", small("gpt2", 32))["holes"] == 0
 
 
 # --- arithmetic and time
@@ -232,7 +230,41 @@ def test_a_long_product_is_timed_by_its_first_rows(monkeypatch):
 def test_seconds_are_arithmetic_by_speed():
     found = plan("vit", small("vit"))
     assert 0 < found.flops_a_second < math.inf
-    assert found.seconds == found.flops / found.flops_a_second
+    assert 0 < found.bytes_a_second < math.inf
+    assert found.seconds == found.flops / found.flops_a_second + found.moved / found.bytes_a_second
+
+
+def test_what_is_moved_is_given_or_made_but_by_products():
+    x, y = torch.zeros(100), torch.zeros(10, 10)
+    for work, moved in (
+        (lambda: x + x, 1200),
+        (lambda: x.view(10, 10).t(), 0),
+        (lambda: y @ y, 0),
+        (lambda: torch.empty(7), 0),
+        (lambda: torch.zeros(7), 28),
+        (lambda: x.mul_(2), 800),
+    ):
+        with Moved() as moving:
+            work()
+        assert moving.bytes == moved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_rows_move_more_and_so_does_computing_twice(name):
+    four, eight = (plan(name, small(name, rows)).moved for rows in (4, 8))
+    assert 1.2 * four < eight < 2 * four, "of the update there is one"
+    assert plan(name, small(name), way=Way(checkpoint_blocks)).moved > four
+
+
+def test_an_update_counts():
+    """AdamW is given four numbers for each; SGD is given two and makes one; Muon multiplies too."""
+    found = {name: plan("gpt2", small("gpt2"), way=way_of(Settings(optimizer=name))) for name in ("adamw", "muon")}
+    config = sf.GPT2.preset("tiny")
+    square = 2 * config.dim**3  # FLOP of a product
+    each = 5 * (4 * 3 * square + 2 * (4 * square + square + 4 * square))  # q, k, v, out; up and down are four times it
+    assert found["muon"].flops - found["adamw"].flops == config.depth * each
+    none = plan("gpt2", small("gpt2"), way=Way(optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.0)))
+    assert found["adamw"].moved - none.moved == pytest.approx(4 * none.parameters * (4 - 3), rel=0.03)
 
 
 # --- what fits
@@ -275,6 +307,8 @@ def test_what_fits_a_run_is_what_is_planned(monkeypatch):
     monkeypatch.setattr(planning, "_room", lambda device: peaks[12] - 1)
     assert planning.fitting(model, dataclasses.replace(asked, length=96), Way()) < 6
     assert planning.fitting(model, asked, Way(checkpoint_blocks)) == 12
+    peak = math.ceil(memory("gpt2", small("gpt2", 24, 12), adapt)["peak"] / (1 - planning.WRONG))
+    monkeypatch.setattr(planning, "_room", lambda device: peak)
     assert planning.fitting(adapted, asked, Way()) == 12
     adapted.requires_grad_(True)
     assert planning.fitting(adapted, asked, Way()) == 6

@@ -1093,9 +1093,9 @@ def _told(found: Any) -> Iterator[str]:
         if found.memory[part] or part != "average":
             yield f"  {part:12}{sizes[part]}{notes.get(part, '')}"
     yield f"  {'at most':12}{sizes['peak']}  (not all at one time; temporaries counted)"
-    speed = found.flops_a_second / 1e9
-    yield f"A step is {found.flops / 1e9:,.1f} GFLOP: about {found.seconds:.2g} s at the {speed:,.0f} GFLOP/s measured"
-    yield "here for its matrix products, and more for all else: an estimate."
+    speed, width = found.flops_a_second / 1e9, found.bytes_a_second / 1e9
+    yield f"A step is {found.flops / 1e9:,.1f} GFLOP, and moves {found.moved / 1e9:,.1f} GB besides: at the"
+    yield f"{speed:,.0f} GFLOP/s and {width:,.0f} GB/s measured here it takes about {found.seconds:.2g} s, an estimate."
     limit = f"{found.limit / 2**30:.2f} GiB"
     if found.fits is None:
         yield f"Not even one row at a time is sure to fit {limit}: take a smaller model or length, or --checkpointing."

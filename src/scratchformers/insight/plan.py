@@ -1,8 +1,9 @@
 """What training a model takes: parameters, arithmetic, memory and time, and the micro-batch that fits.
 
 Memory is counted, not guessed: two micro-batches of a step are played through on tensors that have shapes and no
-values, and what is alive at each moment is added up. Arithmetic is counted likewise. Time is a guess: that arithmetic
-at the speed at which this machine multiplies the model's own matrices.
+values, and what is made and freed is laid out as on the heap of a run, by heap.py. Arithmetic is counted likewise, and
+the bytes that all else is given and makes. Time is an estimate: both, at the speeds at which this machine multiplies
+the model's own matrices, and adds.
 """
 
 import contextlib
@@ -26,12 +27,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scratchformers import lora
 from scratchformers.checkpoints.pretrained import Config, Pretrained
 from scratchformers.grid import count, height_width
 from scratchformers.heads import unit
+from scratchformers.insight.heap import after_steps
 from scratchformers.linear import linear
 from scratchformers.models.bert import BERT
 from scratchformers.models.clip import CLIP
@@ -41,12 +43,10 @@ from scratchformers.models.mae import MAE
 from scratchformers.models.vit import ViT
 from scratchformers.nn import Unembed
 
-KEPT = 32 * 2**20  # bytes of the largest storage that stays in the process when it is freed: see training/memory.py
-HOLES = (
-    0.3  # of what comes and goes in storages up to KEPT: so much lies between them, where none fits (glibc; measured)
-)
 AT_WORK = 64 * 2**20  # bytes that torch's libraries and threads take beside tensors once they compute
 TIMED, SHAPES, ROWS = 0.3, 3, 4096  # seconds a product is timed for, how many of them, rows at most
+ADDED = 2**23  # numbers in each of what is added, to time that
+IDLE = "empty", "new_empty", "device"  # operators that move nothing begin so
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
 MASKED = 0.15  # share of a BERT's tokens that are asked for
 WRONG = 0.15  # a plan's peak may be, beside what is measured: benchmarks/plan.py
@@ -77,17 +77,19 @@ class Plan:
     parameters: int
     learning: int  # of the parameters
     flops: int  # of a step: a multiplication and an addition are two
+    moved: int  # bytes that operators of a step are given and make, but for products
     memory: Mapping[
         str, int
     ]  # weights, gradients, optimizer, average, activations (as the backward begins), holes, peak
     flops_a_second: float  # at which this machine multiplies the model's matrices, forward and backward
+    bytes_a_second: float  # that it is given and makes when it adds
     limit: int  # bytes that may be used
     fits: int | None  # rows at once that need no more; None if not even one row fits
 
     @property
     def seconds(self) -> float:
-        """Of a step, if it were matrix products alone."""
-        return self.flops / self.flops_a_second
+        """Of a step."""
+        return self.flops / self.flops_a_second + self.moved / self.bytes_a_second
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"seconds": self.seconds}
@@ -186,28 +188,28 @@ MODELS: dict[str, tuple[type[Pretrained], Callable[[Any, int, int], list[Part]]]
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`; and
-    likewise, at most, those of storages that are `small`, up to KEPT, and those of `large` ones."""
+    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`. In
+    `events` each is a number, with its bytes as it is made, and negative as it is freed."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.small, self.large, self._small, self._known = 0, 0, 0, 0, 0, set()
+        self.now, self.peak = 0, 0
+        self.events: list[tuple[int, int]] = []
+        self._known: dict[int, int] = {}  # the number of a storage, by where it lies
 
     def count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
-            self._known.add(key)
+            self._known[key] = len(self.events)
+            self.events.append((len(self.events), size))
             self.now += size
-            self._small += size if size <= KEPT else 0
-            self.peak, self.small = max(self.peak, self.now), max(self.small, self._small)
-            self.large = max(self.large, self.now - self._small)
+            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self.events.append((self._known.pop(key), -size))
         self.now -= size
-        self._small -= size if size <= KEPT else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -260,7 +262,7 @@ def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dic
         with Alive() as alive:
             for parameter in model.parameters():
                 alive.count(parameter)
-            weights, still = alive.now, alive.small
+            weights, made = alive.now, [*alive.events]
             parts = [part for part in parts_of(model, rows, asked.batch) if part.learns]
             others = (alive.now - weights) * (asked.batch - rows) // rows  # inputs of the other micro-batches
             for part in parts * (1 if rows == asked.batch else 2):
@@ -270,28 +272,54 @@ def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dic
                 held = max(held, alive.now - before)
                 loss.backward()
                 del loss
-        optimizer = way.optimizer(model)
+        step, optimizer = alive.events[len(made) :], way.optimizer(model)
         optimizer.step()  # the first one makes its averages
         states = [x for state in optimizer.state.values() for x in state.values()]
-        with Alive() as stepping:
+        with Alive() as updating:
             for tensor in (*states, *(x for p in model.parameters() for x in (p, p.grad) if x is not None)):
-                stepping.count(tensor)
-            kept = stepping.now
+                updating.count(tensor)
+            known = len(updating.events)
             optimizer.step()
-    optimized, average = sum(x.nbytes for x in states), learning if asked.ema else 0
-    # What small ones took stays in the process, also while large ones are at their most.
-    most = max(alive.small + alive.large, weights + learning + stepping.peak - kept)
-    holes = round(HOLES * (alive.small - still))
+    kept = [(("state", number), x.nbytes) for number, x in enumerate(states)]
+    heap = after_steps(made, step, kept, updating.events[known:])
+    optimized, average = sum(size for _, size in kept), learning if asked.ema else 0
     return {
         "weights": weights, "gradients": learning, "optimizer": optimized, "average": average, "activations": held,
-        "holes": holes, "peak": most + others + optimized + average + holes + AT_WORK,
+        "holes": heap.peak - heap.used, "peak": heap.peak + others + average + AT_WORK,
     }  # fmt: skip
 
 
-def _flops(name: str, config: Config, asked: Asked, way: Way) -> tuple[list[int], int, Counter]:
-    """The parameters, and how many of them learn; the arithmetic of a step; and how often each product (rows, from, to)
-    stands in it. Attention is written out, and autocast is on, so that all products are operators of torch's, which are
-    counted."""
+class Moved(TorchDispatchMode):
+    """Counts the bytes that operators are given and make, but for products, which do far more than to move them."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = ([x for x in tree_leaves(each) if isinstance(x, Tensor)] for each in ((args, kwargs), out))
+        there = {x.untyped_storage()._cdata for x in given}
+        is_view = not func._schema.is_mutable and all(x.untyped_storage()._cdata in there for x in made)
+        if not (is_view or func._overloadpacket in flop_registry or func.__name__.startswith(IDLE)):
+            self.bytes += sum(x.nbytes for x in (*given, *made))
+        return out
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a step, its update of the weights included."""
+
+    parameters: int
+    learning: int
+    flops: int
+    moved: int
+    products: Counter  # how often each, (rows, from, to), stands in it
+
+
+def _work(name: str, config: Config, asked: Asked, way: Way) -> Work:
+    """Arithmetic is counted with attention written out, and with autocast, so that all products are operators of
+    torch's; bytes as they are moved."""
     kind, parts_of = MODELS[name]
     products: Counter = Counter()
 
@@ -299,21 +327,35 @@ def _flops(name: str, config: Config, asked: Asked, way: Way) -> tuple[list[int]
         weight = module.token.weight if isinstance(module, Unembed) else module.weight
         products[given[0].numel() // weight.shape[1], weight.shape[1], weight.shape[0]] += 1
 
-    with FakeTensorMode(), Full(getattr(config, "length", 0)), sdpa_kernel(SDPBackend.MATH):
-        model, total = kind(config).train(), 0.0
+    def compute(part: Part) -> None:
+        with torch.set_grad_enabled(part.learns):
+            loss = part.loss()
+            if part.learns:
+                loss.backward()
+
+    with FakeTensorMode(), Full(getattr(config, "length", 0)):
+        model, flops, moved = kind(config).train(), 0.0, 0.0
         way.prepare(model)
+        for part in parts_of(model, asked.micro_batch, asked.batch):
+            with Moved() as moving, _arithmetic(model, asked):
+                compute(part)
+            moved += part.times * moving.bytes
         for module in model.modules():
             if isinstance(module, nn.Linear | Unembed):
                 module.register_forward_pre_hook(seen)
         for part in parts_of(model, asked.micro_batch, asked.batch):
-            with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(part.learns):
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss = part.loss()
-                if part.learns:
-                    loss.backward()
-            total += part.times * counter.get_total_flops()
+            counter = FlopCounterMode(display=False)
+            with counter, sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+                compute(part)
+            flops += part.times * counter.get_total_flops()
+        optimizer = way.optimizer(model)
+        optimizer.step()  # the first one makes its averages
+        with FlopCounterMode(display=False) as counter, Moved() as moving:
+            optimizer.step()
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return [sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)], round(total), products
+    learning = sum(n for n, learns in sizes if learns)
+    flops, moved = flops + counter.get_total_flops(), moved + moving.bytes
+    return Work(sum(n for n, _ in sizes), learning, round(flops), round(moved), products)
 
 
 def measure(products: Mapping[tuple[int, int, int], int], asked: Asked) -> float:
@@ -331,12 +373,26 @@ def measure(products: Mapping[tuple[int, int, int], int], asked: Asked) -> float
 
 def _best(x: Tensor, weight: Tensor, asked: Asked) -> float:
     """Seconds of the fastest of a few."""
-    device, best, began = torch.device(asked.device), math.inf, time.perf_counter()
-    while best == math.inf or time.perf_counter() - began < TIMED:
-        start = time.perf_counter()
-        with torch.autocast(device.type, DTYPES[asked.autocast], enabled=asked.autocast != "off"):
+
+    def multiply() -> None:
+        with torch.autocast(x.device.type, DTYPES[asked.autocast], enabled=asked.autocast != "off"):
             y = linear(x, weight)
         torch.autograd.grad(y, (x, weight), y.detach())
+
+    return _fastest(multiply, x.device)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes a second, of two tensors and the third that is their sum."""
+    x, y = (torch.rand(ADDED, device=device) for _ in range(2))
+    return 3 * x.nbytes / _fastest(lambda: torch.add(x, y), x.device)
+
+
+def _fastest(work: Callable[[], Any], device: torch.device) -> float:
+    best, began = math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - began < TIMED:
+        start = time.perf_counter()
+        work()
         if device.type != "cpu":
             torch.accelerator.synchronize()
         best = min(best, time.perf_counter() - start)
@@ -360,10 +416,11 @@ def plan(name: str, asked: Asked, *, memory: float | None = None, way: Way = Way
     ValueError for what no step can be."""
     config = _config(name, asked)
     limit = available(asked.device) if memory is None else int(memory * 2**30)
-    parameters, flops, products = _flops(name, config, asked, way)
+    work = _work(name, config, asked, way)
     memory_of = functools.cache(functools.partial(_memory, name, config, asked, way))
-    fits, speed = _largest(memory_of, asked.batch, limit), measure(products, asked)
-    return Plan(name, asked, *parameters, flops, memory_of(asked.micro_batch), speed, limit, fits or None)
+    fits, speeds = _largest(memory_of, asked.batch, limit), (measure(work.products, asked), bandwidth(asked.device))
+    counts = work.parameters, work.learning, work.flops, work.moved
+    return Plan(name, asked, *counts, memory_of(asked.micro_batch), *speeds, limit, fits or None)
 
 
 def _largest(memory_of: Callable[[int], Mapping[str, int]], rows: int, limit: int) -> int:
