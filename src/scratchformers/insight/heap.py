@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable
 
 KEPT = 32 * 2**20  # bytes of the largest block that stays in the process when it is freed: see training/memory.py
 HEAD, MORE, CUTTING = 16, 96, 48  # bytes: before a block; that a free one has to have more; that are cut off before it
-APART = 0.4  # of the cuttings are in use while the step lasts: the one number here that was fitted, to what runs take
+APART = 0.3  # of the cuttings are in use in a part of a step: the one number that was fitted, by benchmarks/plan.py
 STEPS = 4  # after so many a heap grows little more
 
 Events = Iterable[tuple[Hashable, int]]  # a block, and its bytes: as it is made, and, negative, as it is freed
@@ -27,9 +27,10 @@ class Heap:
         self._apart: list[tuple[int, int]] = []  # cuttings in use: address, size
         self._due = 0.0
 
-    def play(self, events: Events, *, apart: float = 0.0) -> set[Hashable]:
-        """Gives the blocks that are not freed in them. Of the cuttings a share is in use from now on."""
-        made: set[Hashable] = set()
+    def play(self, events: Events, left: Iterable[Hashable] = (), *, apart: float = 0.0) -> set[Hashable]:
+        """Gives the blocks that are in use then, of those that are made here or were `left` by what was played before;
+        others are not freed here. Of the cuttings a share is in use from now on."""
+        made = {*left}
         for key, size in events:
             if size > 0:
                 self._make(key, size, apart)
@@ -100,14 +101,17 @@ class Heap:
         del self._free[bisect_left(self._free, (size, address))]
 
 
-def after_steps(weights: Events, step: Events, states: Events, update: Events) -> Heap:
-    """The heap of a run: the weights, and a few times a step, in which autograd makes much that is small, and an update
-    of the weights, the first of which leaves the states of the optimiser. What else there is goes as the step ends."""
-    heap, step, update = Heap(), [*step], [*update]
+def after_steps(weights: Events, parts: Iterable[Events], states: Events, update: Events) -> Heap:
+    """The heap of a run: the weights, and a few times a step and an update of the weights, of which the first leaves
+    the states of the optimiser. In each part of a step, as a micro-batch, autograd makes much that is small, and frees
+    it; what else there is goes as the step ends."""
+    heap, parts, update = Heap(), [*parts], [*update]
     heap.play(weights)
     for number in range(STEPS):
-        left = heap.play((((number, key), size) for key, size in step), apart=APART)
-        heap.join()
+        left: set[Hashable] = set()
+        for part in parts:
+            left = heap.play((((number, key), size) for key, size in part), left, apart=APART)
+            heap.join()
         if not number:
             heap.play(states)
         left |= heap.play(((number, "update", key), size) for key, size in update)

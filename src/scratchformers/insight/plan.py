@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dic
         with Alive() as alive:
             for parameter in model.parameters():
                 alive.count(parameter)
-            weights, made = alive.now, [*alive.events]
+            weights, ends = alive.now, [len(alive.events)]
             parts = [part for part in parts_of(model, rows, asked.batch) if part.learns]
             others = (alive.now - weights) * (asked.batch - rows) // rows  # inputs of the other micro-batches
             for part in parts * (1 if rows == asked.batch else 2):
@@ -272,7 +273,8 @@ def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dic
                 held = max(held, alive.now - before)
                 loss.backward()
                 del loss
-        step, optimizer = alive.events[len(made) :], way.optimizer(model)
+                ends.append(len(alive.events))
+        optimizer = way.optimizer(model)
         optimizer.step()  # the first one makes its averages
         states = [x for state in optimizer.state.values() for x in state.values()]
         with Alive() as updating:
@@ -281,7 +283,8 @@ def _memory(name: str, config: Config, asked: Asked, way: Way, rows: int) -> dic
             known = len(updating.events)
             optimizer.step()
     kept = [(("state", number), x.nbytes) for number, x in enumerate(states)]
-    heap = after_steps(made, step, kept, updating.events[known:])
+    of_parts = [alive.events[begin:end] for begin, end in pairwise(ends)]
+    heap = after_steps(alive.events[: ends[0]], of_parts, kept, updating.events[known:])
     optimized, average = sum(size for _, size in kept), learning if asked.ema else 0
     return {
         "weights": weights, "gradients": learning, "optimizer": optimized, "average": average, "activations": held,
