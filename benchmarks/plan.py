@@ -162,7 +162,7 @@ def batch_of(recipe, config, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--measured", type=Path, help="an earlier result, beside whose measurements it is planned anew")
+    parser.add_argument("--measured", type=Path, help="an earlier result, beside whose memory it is planned anew")
     parser.add_argument("--only", help="configurations whose name has this in it")
     arguments = parser.parse_args()
     threads = min(2, os.cpu_count() or 1)
@@ -175,6 +175,7 @@ def main():
             continue
         same = {"configuration": configuration, "threads": threads}
         said = harness.child(PLANNED, **same)
+        seconds_planned = round(said["seconds"], 3)
         if earlier is None:
             held, seconds = harness.child(TRAINED, **same)
             measured = {
@@ -183,8 +184,9 @@ def main():
             }
         else:
             measured = earlier["configurations"][name]["measured"]
+            seconds_planned = earlier["configurations"][name]["planned"]["seconds"]  # at the speed of then
         estimate = round(said["memory"]["peak"] / 2**20)
-        planned = {"MiB": estimate, "seconds": round(said["seconds"], 3)}
+        planned = {"MiB": estimate, "seconds": seconds_planned}
         found = {"ratio": round(estimate / measured["MiB"][-1], 3), "planned": planned, "measured": measured}
         found |= {"memory": said["memory"], "flops": said["flops"]}
         results["configurations"][name] = found

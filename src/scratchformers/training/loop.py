@@ -465,7 +465,7 @@ class Run:
         kept = {*done[-self.settings.keep :], *([self.best_at] if self.settings.keep_best else [])}
         if self.settings.spike:
             kept |= {*[step for step in done if step % self.settings.save_every == 0][-1:]}
-        state.remove_all_but(self.checkpoints, kept)
+        self._writer.submit(state.remove_all_but, self.checkpoints, kept)  # gigabytes take a while
 
     def __iter__(self) -> Iterator[Record]:
         with faults.writing(self.folder, self.saved):
@@ -481,6 +481,7 @@ class Run:
             finally:
                 if not self.leaving:
                     self._settle()
+                    self._writer.submit(bool).result()  # all that was to be removed is
 
     def _next(self, log: Log) -> Iterator[Record]:
         """A step, and what is due after it."""
@@ -546,7 +547,8 @@ class Run:
     def _train(self) -> Record:
         """One step. The loss is the mean over all targets of the step, however it is cut into micro-batches."""
         began, settings, task = time.perf_counter(), self.settings, self.task
-        task.model.train()
+        if not task.model.training:
+            task.model.train()
         for module in self.at_rest:
             module.training = False
         for group in self.optimizer.param_groups:
