@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -385,7 +386,10 @@ def test_the_command_says_it_in_lines(capsys):
     for word in ("parameters", "8 rows a step, 2 at once", "GFLOP", "an estimate", "all rows at once fit", "optimizer"):
         assert word in out
     small = [*asked[:-1], 0.0001]
-    assert "Not even one row" in program(capsys, *small)[1]
+    assert "smaller model or length, or --checkpointing." in program(capsys, *small)[1]
+    assert "smaller model or length." in program(capsys, *small, "--checkpointing")[1]
+    long = program(capsys, "plan", "gpt2", "--preset", "gpt2", "--batch", 10**6, "--length", 8, "--micro-batch", 1)[1]
+    assert re.search(r"takes about \d{1,3}(,\d{3})+ s", long)
     peak = memory("gpt2", Asked("tiny", 8, 4, 64))["peak"] / (1 - planning.WRONG) / 2**30 + 1e-9
     assert "micro_batch=4 fits" in program(capsys, *asked[:-1], peak)[1]
 

@@ -1078,10 +1078,10 @@ class Plan:
             more = {"checkpointing": self.checkpointing, "optimizer": self.optimizer, "lora": adapters}
             print(json.dumps(found.to_json() | more))
         else:
-            print("\n".join(_told(found)))
+            print("\n".join(_told(found, self.checkpointing)))
 
 
-def _told(found: Any) -> Iterator[str]:
+def _told(found: Any, checkpointing: bool) -> Iterator[str]:
     """A plan, in lines."""
     asked, (name, size) = found.asked, ("GiB", 2**30) if found.memory["peak"] >= 2**30 else ("MiB", 2**20)
     sizes = {part: f"{held / size:8.2f} {name}" for part, held in found.memory.items()}
@@ -1095,10 +1095,12 @@ def _told(found: Any) -> Iterator[str]:
     yield f"  {'at most':12}{sizes['peak']}  (not all at one time; temporaries counted)"
     speed, width = found.flops_a_second / 1e9, found.bytes_a_second / 1e9
     yield f"A step is {found.flops / 1e9:,.1f} GFLOP, and moves {found.moved / 1e9:,.1f} GB besides: at the"
-    yield f"{speed:,.0f} GFLOP/s and {width:,.0f} GB/s measured here it takes about {found.seconds:.2g} s, an estimate."
+    seconds = f"{found.seconds:.2g}" if found.seconds < 100 else f"{round(found.seconds, -1):,.0f}"
+    yield f"{speed:,.0f} GFLOP/s and {width:,.0f} GB/s measured here it takes about {seconds} s, an estimate."
     limit = f"{found.limit / 2**30:.2f} GiB"
     if found.fits is None:
-        yield f"Not even one row at a time is sure to fit {limit}: take a smaller model or length, or --checkpointing."
+        less = "a smaller model or length" + ("" if checkpointing else ", or --checkpointing")
+        yield f"Not even one row at a time is sure to fit {limit}: take {less}."
     else:
         rows = "all rows at once fit" if found.fits == asked.batch else f"micro_batch={found.fits} fits"
         yield f"Of {limit}, {rows}."
