@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from scratchformers.insight import heap as heaps
 from scratchformers.insight.heap import HEAD, KEPT, MORE, Heap, after_steps
+from scratchformers.training import memory
 
 
 def played(*events, **kwargs):
@@ -44,6 +45,8 @@ def test_the_smallest_that_is_large_enough_is_taken():
 
 
 def test_what_is_large_goes_back():
+    """To the system, at the size from which training has it so."""
+    assert KEPT == memory.KEPT
     heap = played(("a", KEPT + 1), ("a", -KEPT - 1), ("b", KEPT + 1))
     assert heap.peak == KEPT + 1
     assert played(("a", KEPT), ("a", -KEPT), ("b", 10)).peak == KEPT + HEAD

@@ -189,12 +189,12 @@ MODELS: dict[str, tuple[type[Pretrained], Callable[[Any, int, int], list[Part]]]
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that are made within it and not freed yet: `now`, and at most, `peak`. In
-    `events` each is a number, with its bytes as it is made, and negative as it is freed."""
+    """Counts the bytes of all storages that are made within it and not freed yet: `now`. In `events` each is a number,
+    with its bytes as it is made, and negative as it is freed."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak = 0, 0
+        self.now = 0
         self.events: list[tuple[int, int]] = []
         self._known: dict[int, int] = {}  # the number of a storage, by where it lies
 
@@ -205,7 +205,6 @@ class Alive(TorchDispatchMode):
             self._known[key] = len(self.events)
             self.events.append((len(self.events), size))
             self.now += size
-            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
